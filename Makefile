@@ -1,0 +1,35 @@
+# `make demo` and `make test` are all the set-up a fresh machine needs.
+PYTHON ?= python3
+PIP_INDEX ?=            # another package index: make demo PIP_INDEX=https://…
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -q -c constraints.txt $(if $(strip $(PIP_INDEX)),--index-url $(strip $(PIP_INDEX)))
+OUT ?= out
+EHR_DATA ?= ../shared/data
+export EHR_DATA
+
+.PHONY: demo test check fast clean
+
+demo: $(VENV)/.run
+	$(BIN)/ehrseq run studies/demo.yaml $(OUT)/demo
+
+test: check
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OUT) build *.egg-info

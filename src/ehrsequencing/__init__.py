@@ -1,0 +1,1 @@
+"""Time-to-event prediction from longitudinal health records."""

@@ -1,0 +1,288 @@
+"""Every setting and its default, validated; unknown keys are refused with the nearest known one."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ehrsequencing.errors import EhrError, Exit, nearest
+
+DAYS_PER_YEAR = 365.25
+MIN_CELL = 10
+"""Counts of patients below this are suppressed in everything written for people."""
+SPLIT_FRACTIONS = {"train": 0.70, "tuning": 0.15, "held_out": 0.15}
+TRAIN, TUNING, HELD_OUT = "train", "tuning", "held_out"
+CURVE_POINTS = 100
+"""Equally spaced points on (0, tau] at which a prediction's survival curve is written."""
+MIN_CENSORING_SURVIVAL = 0.1
+"""A horizon at which the censoring distribution is below this is refused."""
+MIN_TRAIN_EVENTS, MIN_TUNING_EVENTS = 100, 20
+
+
+class Strict(BaseModel):
+    """A frozen settings object that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CodeMatch(Strict):
+    """How a predicate names codes, beside the plain string: any of several, a regular expression, a prefix."""
+
+    any: tuple[str, ...] | None = None
+    regex: str | None = None
+    prefix: str | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> CodeMatch:
+        given = [name for name in ("any", "regex", "prefix") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of any, regex, prefix")
+        if self.regex is not None:
+            try:
+                re.compile(self.regex)
+            except re.error as error:
+                raise ValueError(f"not a regular expression: {error}") from error
+        return self
+
+
+class Predicate(Strict):
+    """An event that counts: a code, optionally with a range of its numeric value (inclusive)."""
+
+    code: str | CodeMatch
+    value_min: float | None = None
+    value_max: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_code(cls, data: Any) -> Any:
+        return {"code": data} if isinstance(data, str) else data
+
+
+class IndexConfig(Strict):
+    """Where each subject's prediction_time comes from: exactly one of age, date, event, labels."""
+
+    age: float | None = Field(default=None, ge=0, description="years; the birthday itself")
+    date: dt.datetime | dt.date | None = None
+    event: Literal["first"] | None = None
+    code: str | CodeMatch | None = None
+    labels: Path | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> IndexConfig:
+        given = [name for name in ("age", "date", "event", "labels") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of age, date, event, labels (found: {', '.join(given) or 'none'})")
+        if (self.event is None) != (self.code is None):
+            raise ValueError("event and code go together, as in {event: first, code: ...}")
+        return self
+
+
+class RequireConfig(Strict):
+    """What a subject must bring at prediction_time to be in the cohort."""
+
+    history_days: float = Field(default=0, ge=0)
+    visits: int = Field(default=1, ge=0)
+    age_min: float | None = Field(default=None, ge=0, description="years at prediction_time")
+    age_max: float | None = Field(default=None, ge=0, description="years at prediction_time")
+
+
+class FollowUpConfig(Strict):
+    """When follow-up ends; death ends it always."""
+
+    end: Literal["last_record"] = "last_record"
+
+
+class InputConfig(Strict):
+    """Which part of the history up to prediction_time a model may read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    from_: dt.datetime | dt.date | None = Field(default=None, alias="from")
+
+
+class TaskConfig(Strict):
+    """One time-to-event question over a MEDS dataset (a TASK.yaml)."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")
+    index: IndexConfig
+    outcome: Predicate
+    exclude: tuple[Predicate, ...] = ()
+    require: RequireConfig = RequireConfig()
+    washout: bool = True
+    horizon_days: float | None = Field(default=None, gt=0)
+    follow_up: FollowUpConfig = FollowUpConfig()
+    input: InputConfig = InputConfig()
+
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return value if isinstance(value, list | tuple) else (value,)
+
+
+class TokensConfig(Strict):
+    """How a history becomes tokens; the same for every split and strategy."""
+
+    max_tokens: int = Field(default=512, ge=8)
+    min_subjects: int = Field(default=5, ge=1, description="a code needs this many training subjects to get an id")
+    max_codes: int = Field(default=20_000, ge=1)
+    visit_column: str | None = None
+
+
+class FeaturesConfig(Strict):
+    """The count-recency-value matrix that the wide model and the baselines read."""
+
+    min_subjects: int = Field(default=10, ge=1)
+    max_columns: int = Field(default=4_000, ge=1)
+
+
+class ModelConfig(Strict):
+    """The encoder's size; single numbers override it."""
+
+    size: Literal["small", "medium", "large", "base"] = "small"
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+class OptimizerConfig(Strict):
+    """AdamW with linear warm-up and cosine decay."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=1e-5, ge=0)
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+
+
+class PretrainConfig(Strict):
+    """Masked-language-model pretraining."""
+
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    mask_fraction: float = Field(default=0.15, gt=0, lt=1)
+    cut_fraction: float = Field(default=0.5, ge=0, le=1, description="share of records cut at a random time")
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, weight_decay=1e-2)
+
+
+class SimulateConfig(Strict):
+    """The built-in simulator."""
+
+    patients: int = Field(default=5_000, ge=1)
+    seed: int = Field(default=0, ge=0)
+    noise_codes: int = Field(default=300, ge=0)
+    competing_death: bool = False
+
+
+class DataConfig(Strict):
+    """Where the records come from: a MEDS folder, a raw export to convert, or the simulator."""
+
+    meds: str | None = None
+    synthea: str | None = None
+    simulate: SimulateConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_path(cls, data: Any) -> Any:
+        return {"meds": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> DataConfig:
+        if sum(getattr(self, name) is not None for name in type(self).model_fields) != 1:
+            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
+        return self
+
+
+class BudgetConfig(Strict):
+    """Departures from the recipe, printed wherever they bite."""
+
+    max_epochs: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+
+
+class SplitConfig(Strict):
+    """How subjects are divided; one fixed seed, apart from the training seeds."""
+
+    seed: int = Field(default=0, ge=0)
+
+
+class StudyConfig(Strict):
+    """A whole run: data, task, models, comparison (a STUDY.yaml)."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")
+    data: DataConfig
+    task: TaskConfig | str
+    split: SplitConfig = SplitConfig()
+    folds: int | None = Field(default=None, ge=2, le=20)
+    labelled: int | None = Field(default=None, ge=1, description="limits train + tuning")
+    tokens: TokensConfig = TokensConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    model: ModelConfig = ModelConfig()
+    strategies: tuple[str, ...] = ("frozen", "frozen-ridge", "lora", "full", "from-scratch", "frozen-random")
+    baselines: tuple[str, ...] = ("kaplan-meier", "age-sex", "cox", "boosting", "wide")
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    horizons_days: tuple[float, ...] = ()
+    budget: BudgetConfig = BudgetConfig()
+    bootstrap: int = Field(default=1_000, ge=0, description="resamples for the intervals")
+
+
+Config = TypeVar("Config", bound=Strict)
+
+
+def parse(model: type[Config], data: Any, where: str) -> Config:
+    """Validate ``data`` as ``model``; the first problem is told as an EhrError (exit 10) with the nearest known key."""
+    if not isinstance(data, dict):
+        raise EhrError(
+            f"expected a mapping of settings, found {type(data).__name__}",
+            where,
+            f"known keys: {', '.join(model.model_fields)}",
+            code=Exit.CONFIG,
+        )
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, model, where) from None
+
+
+def load_yaml(model: type[Config], path: Path | str) -> Config:
+    """Read a YAML file into ``model``; environment variables in it expand, and paths in ``task`` stay as written."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise EhrError("the file does not exist", str(path), "check the path", code=Exit.CONFIG) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise EhrError(f"the file cannot be read: {error}", str(path), "check the file", code=Exit.CONFIG) from None
+    try:
+        data = yaml.safe_load(os.path.expandvars(text))
+    except yaml.YAMLError as error:
+        raise EhrError(f"not valid YAML: {error}", str(path), "mend the syntax", code=Exit.CONFIG) from None
+    return parse(model, data, str(path))
+
+
+def _explain(error: ValidationError, model: type[Strict], where: str) -> EhrError:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(model, problem["loc"][:-1])
+        close = nearest(str(problem["loc"][-1]), known, 1)
+        fix = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        return EhrError(f"unknown key '{key}'", where, fix, code=Exit.CONFIG)
+    found = "" if problem["type"] == "missing" else f" (found {problem['input']!r})"
+    message = problem["msg"].removeprefix("Value error, ")
+    return EhrError(f"{key or 'settings'}: {message}{found}", where, "correct this setting", code=Exit.CONFIG)
+
+
+def _known_keys(model: type[Strict], path: tuple[Any, ...]) -> list[str]:
+    current: Any = model
+    for part in path:
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            continue
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        current = models[0] if models else current
+    return [field.alias or name for name, field in current.model_fields.items()]
