@@ -1,0 +1,1 @@
+"""Pretraining and fine-tuning: one loop, the recipes, and what each objective asks of a step."""
