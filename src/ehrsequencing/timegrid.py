@@ -17,6 +17,9 @@ EVENTS_PER_BIN, MIN_BINS, MAX_BINS = 10, 4, 20
 EMPTY_BIN_EVENTS = 0.5
 """Events that a bin without any is taken to have had, so that its marginal logit stays finite."""
 
+TOO_LOW = MIN_CENSORING_SURVIVAL * (1 - 1e-9)
+"""A product that should be the limit itself may round to a hair less."""
+
 
 @dataclass(frozen=True, eq=False)
 class TimeGrid:
@@ -297,7 +300,7 @@ def check_horizon(tau: float, censoring: KaplanMeier, what: str = "horizon") -> 
             code=Exit.COHORT,
         )
     observed = float(censoring.before(tau))
-    if _too_low(censoring.before(tau)):
+    if observed < TOO_LOW:
         raise EhrError(
             f"at the {what} of {tau:g} days only a share of {observed:.3f} is still uncensored (Ĝ(τ−)); "
             f"at least {MIN_CENSORING_SURVIVAL:g} is needed",
@@ -308,9 +311,5 @@ def check_horizon(tau: float, censoring: KaplanMeier, what: str = "horizon") -> 
 
 
 def _longest(censoring: KaplanMeier) -> float:
-    low = censoring.times[_too_low(censoring.values)]
+    low = censoring.times[censoring.values < TOO_LOW]
     return float(low[0]) if low.size else censoring.last
-
-
-def _too_low(survival: np.ndarray) -> np.ndarray:
-    return survival < MIN_CENSORING_SURVIVAL * (1 - 1e-9)  # a product that should be 0.1 may round to less
