@@ -1,0 +1,341 @@
+"""The encoder: BEHRT's sum of embeddings, pre-norm transformer blocks, and its configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import logging
+
+from ehrsequencing.batches import Batch
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.models.attention import Layout, attend
+
+AGE_BIN_YEARS, AGE_BINS = 5, 24
+AGE_PERIODS = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+"""Periods (years) of the continuous age features, so that attention can read time differences from ages."""
+GAP_EDGES = (1.0, 7.0, 30.0, 90.0, 180.0, 365.0, 730.0, 1825.0)
+"""Upper edges (days, exclusive) of the time-gap bins; the last bin is open."""
+SIZES: dict[str, dict[str, int]] = {
+    "small": {"embedding_size": 64, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4},
+    "medium": {"embedding_size": 128, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8},
+    "large": {"embedding_size": 256, "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8},
+    "base": {
+        "embedding_size": 768,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    },
+}
+
+
+class BEHRTConfig(PretrainedConfig):
+    """Every hyper-parameter of the encoder and its heads; travels with the weights as config.json.
+
+    ``value_codes`` are the ids that carry numeric values (only they have a value vector). ``intermediate_size`` 0
+    means twice the hidden size. ``attention`` is the mask the encoder was pretrained with. ``freeze_behrt``,
+    ``use_lora`` and ``lora_*`` record the strategy, so that a saved model is rebuilt as it was trained.
+
+    >>> BEHRTConfig.small(vocab_size=1_004).hidden_size
+    128
+    """
+
+    model_type = "behrt"
+
+    vocab_size: int = 1_004
+    value_codes: list[int] | tuple[int, ...] = ()
+    embedding_size: int = 64
+    hidden_size: int = 128
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 4
+    intermediate_size: int = 0
+    max_visits: int = 128
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    attention: str = "bidirectional"
+    n_bins: int = 20
+    head_hidden: int = 40
+    head_dropout: float = 0.1
+    freeze_behrt: bool = False
+    use_lora: bool = False
+    lora_rank: int = 16
+    lora_alpha: float | int = 32
+    lora_dropout: float = 0.0
+    lora_targets: list[str] | tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    lora_train_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.intermediate_size = self.intermediate_size or 2 * self.hidden_size
+        self.check()
+
+    def check(self) -> None:
+        """EhrError (exit 10) for settings that contradict each other."""
+        if self.freeze_behrt and self.use_lora:
+            raise EhrError(
+                "freeze_behrt and use_lora are both true: a frozen encoder has no adapter to train",
+                "BEHRTConfig",
+                "choose one of the two",
+                code=Exit.CONFIG,
+            )
+        if self.attention != "bidirectional":
+            raise EhrError(
+                f"expected attention 'bidirectional' (index prediction), found '{self.attention}'",
+                "BEHRTConfig.attention",
+                "use an encoder that was pretrained with the bidirectional mask",
+                code=Exit.CONFIG,
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise EhrError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}",
+                "BEHRTConfig",
+                "choose sizes that divide",
+                code=Exit.CONFIG,
+            )
+
+    @classmethod
+    def of_size(cls, size: str, vocab_size: int, **overrides: Any) -> BEHRTConfig:
+        """The named size (small, medium, large, base) with ``overrides`` on top; EhrError for an unknown name."""
+        if size not in SIZES:
+            raise EhrError(f"unknown model size '{size}'", "model.size", f"one of {', '.join(SIZES)}", code=Exit.CONFIG)
+        return cls(**{**SIZES[size], "vocab_size": vocab_size, **overrides})
+
+    @classmethod
+    def small(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:
+        """64/128, 3 layers, 4 heads: about 500 k parameters at 1,000 codes."""
+        return cls.of_size("small", vocab_size, **overrides)
+
+    @classmethod
+    def medium(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:
+        """128/256, 4 layers, 8 heads."""
+        return cls.of_size("medium", vocab_size, **overrides)
+
+    @classmethod
+    def large(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:
+        """256/512, 6 layers, 8 heads."""
+        return cls.of_size("large", vocab_size, **overrides)
+
+    @classmethod
+    def base(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:
+        """768/768, 12 layers, 12 heads: for GPUs."""
+        return cls.of_size("base", vocab_size, **overrides)
+
+
+def age_features(age: Float[Tensor, "B L"], known: Bool[Tensor, "B L"]) -> Float[Tensor, "B L F"]:
+    """Age in years as a centred line and sines and cosines of several periods; all zero where unknown."""
+    phase = age[..., None] * (2 * math.pi / torch.tensor(AGE_PERIODS, dtype=age.dtype, device=age.device))  # [B,L,P]
+    features = torch.cat([age[..., None] / 50 - 1, phase.sin(), phase.cos()], dim=-1)  # [B,L,1+2P]
+    return features * known[..., None]
+
+
+def sinusoids(position: Int[Tensor, "B L"], width: int) -> Float[Tensor, "B L W"]:
+    """Sinusoidal position vectors (Vaswani et al. 2017), sines then cosines."""
+    half = width // 2
+    rate = torch.exp(torch.arange(half, device=position.device) * (-math.log(10_000.0) / half))  # [W/2]
+    table = torch.outer(torch.arange(int(position.max()) + 1, device=position.device), rate)  # [P,W/2]
+    return torch.cat([table.sin(), table.cos()], dim=-1)[position]  # [B,L,W]
+
+
+class BEHRTEmbeddings(nn.Module):
+    """Code + value × the code's vector + age + visit + position + time gap, normalised and projected to hidden."""
+
+    value_slot: Tensor
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__()
+        width = config.embedding_size
+        self.code_embedding = nn.Embedding(config.vocab_size, width)
+        self.age_embedding = nn.Embedding(1 + AGE_BINS, width)  # row 0: unknown
+        self.age_projection = nn.Linear(1 + 2 * len(AGE_PERIODS), width, bias=False)
+        self.visit_embedding = nn.Embedding(config.max_visits, width)
+        self.gap_embedding = nn.Embedding(1 + len(GAP_EDGES), width)
+        self.gap_projection = nn.Linear(1, width, bias=False)
+        self.value_embedding = nn.Embedding(len(config.value_codes), width) if config.value_codes else None
+        slot = torch.full((config.vocab_size,), -1, dtype=torch.long)
+        slot[torch.as_tensor(config.value_codes, dtype=torch.long)] = torch.arange(len(config.value_codes))
+        self.register_buffer("value_slot", slot)
+        self.norm = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B L H"]:
+        """The blocks' input; what stands at padded places is finite and meaningless."""
+        x = self.code_embedding(batch.code) + self._age(batch) + self._gap(batch)  # [B,L,W]
+        x = x + self.visit_embedding(batch.visit.clamp(0, self.visit_embedding.num_embeddings - 1))  # [B,L,W]
+        position = (batch.mask.cumsum(dim=1) - 1).clamp_min(0)  # [B,L]
+        x = x + sinusoids(position, x.shape[-1]).to(x.dtype) * _side_scale(x.shape[-1])  # [B,L,W]
+        if self.value_embedding is not None:
+            x = x + self._value(batch, self.value_embedding)  # [B,L,W]
+        return self.projection(self.dropout(self.norm(x)))  # [B,L,H]
+
+    def _age(self, batch: Batch) -> Float[Tensor, "B L W"]:
+        years = (batch.age / AGE_BIN_YEARS).floor().long().clamp(0, AGE_BINS - 1)  # [B,L]
+        bins = torch.where(batch.age_known, 1 + years, torch.zeros_like(years))  # [B,L]
+        return self.age_embedding(bins) + self.age_projection(age_features(batch.age, batch.age_known))  # [B,L,W]
+
+    def _gap(self, batch: Batch) -> Float[Tensor, "B L W"]:
+        gap = batch.gap.clamp_min(0)  # [B,L] days
+        bins = torch.bucketize(gap, torch.tensor(GAP_EDGES, device=gap.device), right=True)  # [B,L]
+        return self.gap_embedding(bins) + self.gap_projection(torch.log1p(gap)[..., None] / 8)  # [B,L,W]
+
+    def _value(self, batch: Batch, table: nn.Embedding) -> Float[Tensor, "B L W"]:
+        slot = self.value_slot[batch.code]  # [B,L]
+        value = torch.where(batch.has_value & (slot >= 0), batch.value, torch.zeros_like(batch.value))  # [B,L]
+        return value[..., None] * table(slot.clamp_min(0))  # [B,L,W]
+
+    @torch.no_grad()
+    def set_code_vectors(self, ids: Int[Tensor, " n"], vectors: Float[Tensor, "n W"]) -> None:
+        """Start the codes ``ids`` from given vectors (for instance embeddings of their descriptions)."""
+        self.code_embedding.weight[ids] = vectors.to(self.code_embedding.weight)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with four separate projections, each a plain Linear that LoRA can wrap and that is called.
+
+    ``k_proj`` has no bias: softmax does not see it, so its gradient would be zero.
+    """
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__()
+        H = config.hidden_size
+        self.heads, self.dropout = config.num_attention_heads, config.attention_dropout
+        self.q_proj = nn.Linear(H, H)
+        self.k_proj = nn.Linear(H, H, bias=False)
+        self.v_proj = nn.Linear(H, H)
+        self.out_proj = nn.Linear(H, H)
+
+    def forward(self, x: Float[Tensor, "B L H"], layout: Layout) -> Float[Tensor, "B L H"]:
+        q, k, v = (self._split(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))  # [B,heads,L,D]
+        mixed = attend(q, k, v, layout, self.dropout if self.training else 0.0)  # [B,heads,L,D]
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # [B,L,H]
+
+    def _split(self, x: Float[Tensor, "B L H"]) -> Float[Tensor, "B heads L D"]:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block (Xiong et al. 2020)."""
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__()
+        H, I = config.hidden_size, config.intermediate_size  # noqa: E741
+        self.attention_norm, self.feed_norm = nn.LayerNorm(H), nn.LayerNorm(H)
+        self.attention = SelfAttention(config)
+        self.feed_in, self.feed_out = nn.Linear(H, I), nn.Linear(I, H)
+        self.activation, self.dropout = nn.GELU(), nn.Dropout(config.dropout)
+
+    def forward(self, x: Float[Tensor, "B L H"], layout: Layout) -> Float[Tensor, "B L H"]:
+        x = x + self.dropout(self.attention(self.attention_norm(x), layout))  # [B,L,H]
+        hidden = self.activation(self.feed_in(self.feed_norm(x)))  # [B,L,I]
+        return x + self.dropout(self.feed_out(hidden))  # [B,L,H]
+
+
+def _side_scale(width: int) -> float:
+    """Standard deviation at which everything beside the code enters the sum: half of the code's own, 1/√width."""
+    return 0.5 / math.sqrt(width)
+
+
+class BEHRTPreTrainedModel(PreTrainedModel):
+    """What encoder and heads share: their configuration, how weights start, how a folder is read."""
+
+    config_class = BEHRTConfig
+    base_model_prefix = "behrt"
+    _supports_sdpa = True
+    other_heads: ClassVar[tuple[str, ...]] = ()
+    """Prefixes of a checkpoint's tensors that this class leaves aside knowingly."""
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Self:
+        """The model saved in a local folder (config.json, model.safetensors), in eval mode.
+
+        EhrError (exit 13) where the folder is not one, or where any tensor is missing, unexpected or misshapen.
+        """
+        folder = Path(folder)
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise EhrError(f"{name} is missing", str(folder), "give a folder of a saved model", code=Exit.BUNDLE)
+        settings = {"output_loading_info": True, "local_files_only": True, "use_safetensors": True, **kwargs}
+        try:
+            with _quiet():
+                model, report = super().from_pretrained(str(folder), **settings)
+        except (RuntimeError, SafetensorError) as error:
+            raise _unfit(folder, str(error)) from error
+        unexpected = [key for key in report["unexpected_keys"] if not key.startswith(cls.other_heads or ("\0",))]
+        if report["missing_keys"] or unexpected:
+            missing = ", ".join(sorted(report["missing_keys"])) or "none"
+            raise _unfit(folder, f"missing tensors: {missing}; unexpected: {', '.join(sorted(unexpected)) or 'none'}")
+        return model
+
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
+        """Write config.json and model.safetensors into ``folder``."""
+        with _quiet():
+            super().save_pretrained(str(folder), **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=_side_scale(module.embedding_dim))
+        elif isinstance(module, BEHRTEmbeddings):
+            weight = module.code_embedding.weight
+            init.normal_(weight, std=1 / math.sqrt(weight.shape[1]))
+
+
+def _unfit(folder: Path, what: str) -> EhrError:
+    fix = "load it as the class it was saved from; an encoder becomes a survival model by BEHRTForSurvival.from_encoder"
+    return EhrError(f"the weights do not fit the model: {what}", str(folder), fix, code=Exit.BUNDLE)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and report on the keys: what it would say is raised instead."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+class BEHRTModel(BEHRTPreTrainedModel):
+    """The encoder: a batch of records in, one hidden vector a token out (Li et al. 2020, BEHRT, Sci Rep 10:7155)."""
+
+    other_heads: ClassVar[tuple[str, ...]] = ("mlm_head.", "hazard_head.")
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__(config)
+        self.embeddings = BEHRTEmbeddings(config)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.post_init()
+        if config.use_lora:
+            from ehrsequencing.models.lora import apply_lora_from_config
+
+            apply_lora_from_config(self)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B L H"]:
+        """Hidden states; those of a patient do not depend on padding or on who else is in the batch."""
+        layout = Layout.padded(batch.mask)
+        x = self.embeddings(batch)  # [B,L,H]
+        for layer in self.layers:
+            x = layer(x, layout)  # [B,L,H]
+        return self.norm(x)  # [B,L,H]

@@ -1,0 +1,163 @@
+"""Time-to-event prediction: the encoder, pooled to one vector a patient, under a discrete-time hazard head."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from ehrsequencing.batches import Batch
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, BEHRTPreTrainedModel
+from ehrsequencing.models.strategies import (
+    Strategy,
+    apply_strategy,
+    count_parameters,
+    find_strategy,
+    strategy_from_config,
+)
+
+MIN_STD = 1e-6
+"""A pooled feature that varies less than this on the training rows is centred only."""
+
+
+def pool(hidden: Float[Tensor, "B L H"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B 3H"]:
+    """[CLS], mean and maximum over a record's real tokens, concatenated; [CLS] leads the row."""
+    real = mask[..., None]  # [B,L,1]
+    mean = (hidden * real).sum(dim=1) / real.sum(dim=1)  # [B,H]
+    top = hidden.masked_fill(~real, -torch.inf).amax(dim=1)  # [B,H]
+    return torch.cat([hidden[:, 0], mean, top], dim=-1)  # [B,3H]
+
+
+class HazardHead(nn.Module):
+    """Pooled features to hazard logits: standardised (buffers), then 3H → hidden → K with LayerNorm, GELU, dropout."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__()
+        width = 3 * config.hidden_size
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.dense = nn.Linear(width, config.head_hidden)
+        self.norm = nn.LayerNorm(config.head_hidden)
+        self.activation, self.dropout = nn.GELU(), nn.Dropout(config.head_dropout)
+        self.hazard = nn.Linear(config.head_hidden, config.n_bins)
+
+    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K"]:
+        """Hazard logits φ of the K bins at the one prediction_time of each patient."""
+        x = (features - self.mean) / self.std  # [B,3H]
+        x = self.dropout(self.activation(self.norm(self.dense(x))))  # [B,hidden]
+        return self.hazard(x)[:, None, :]  # [B,1,K]
+
+    @torch.no_grad()
+    def set_marginal(self, logits: Float[Tensor, " K"]) -> None:
+        """Start the bias at the training outcome's marginal hazard, so that epoch 1 begins at Kaplan–Meier."""
+        self.hazard.bias.copy_(logits)
+
+    @torch.no_grad()
+    def set_standardiser(self, mean: Float[Tensor, " F"], std: Float[Tensor, " F"]) -> None:
+        """Centre and scale the features by these figures of the training rows; constant features are centred only."""
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std < MIN_STD, torch.ones_like(std), std))
+
+
+class BEHRTForSurvival(BEHRTPreTrainedModel):
+    """A BEHRT encoder (``behrt``) and a hazard head (``hazard_head``).
+
+    ``freeze_behrt`` and ``use_lora`` override the configuration's own; both true raise EhrError (exit 10). A frozen
+    encoder stays in eval mode while the head trains, so its features are the same at every pass.
+
+    >>> model = BEHRTForSurvival(BEHRTConfig.small(vocab_size=50), freeze_behrt=True)
+    >>> model.get_trainable_parameters()["trainable"]
+    16300
+    """
+
+    def __init__(self, config: BEHRTConfig, freeze_behrt: bool | None = None, use_lora: bool | None = None) -> None:
+        config = _with_choice(config, freeze_behrt, use_lora)
+        super().__init__(config)
+        self.behrt = BEHRTModel(config)
+        self.hazard_head = HazardHead(config)
+        self.post_init()
+        apply_strategy(self, strategy_from_config(config))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, HazardHead):
+            init.normal_(module.hazard.weight, std=0.02)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B 1 K"]:
+        """Hazard logits of each patient at its prediction_time."""
+        return self.hazard_head(self.features(batch))
+
+    def features(self, batch: Batch) -> Float[Tensor, "B 3H"]:
+        """The pooled vector of each patient, before the head's standardiser: what a frozen encoder caches."""
+        return pool(self.behrt(batch), batch.mask)
+
+    def train(self, mode: bool = True) -> BEHRTForSurvival:
+        """Training mode for what is trained; a frozen encoder stays in eval mode (no dropout)."""
+        super().train(mode)
+        if self.config.freeze_behrt:
+            self.behrt.eval()
+        return self
+
+    def get_trainable_parameters(self) -> dict[str, int]:
+        """Counts: trainable, total, and the trainable ones by encoder (without adapters), lora and head."""
+        return count_parameters(self)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> BEHRTForSurvival:
+        """A saved survival model, its adapter injected before loading, its strategy applied again after."""
+        model = super().from_pretrained(folder, **kwargs)
+        apply_strategy(model, strategy_from_config(model.config))
+        return model
+
+    @classmethod
+    def from_encoder(
+        cls, encoder: BEHRTModel | str | Path, *, strategy: Strategy | str = "full", **overrides: Any
+    ) -> BEHRTForSurvival:
+        """A new head on an encoder (a model, copied, or a folder of BEHRTModel or BEHRTForMaskedLM), under a strategy.
+
+        Weights are loaded first and the adapter injected after. A strategy with a random encoder takes only the
+        configuration. ``overrides`` (n_bins, head_hidden, dropout, …) change the configuration; those that change
+        the encoder's tensors raise EhrError (exit 13).
+        """
+        chosen = find_strategy(strategy)
+        source = copy.deepcopy(encoder) if isinstance(encoder, BEHRTModel) else BEHRTModel.from_pretrained(encoder)
+        if source.config.use_lora:
+            raise EhrError("the encoder carries an adapter", "encoder", "merge it first (merge_lora)", code=Exit.BUNDLE)
+        settings = {**source.config.to_dict(), "freeze_behrt": False, "use_lora": False, **overrides}
+        model = cls(BEHRTConfig.from_dict(settings))
+        if chosen.encoder == "pretrained":
+            _load_strictly(model.behrt, source.state_dict())
+        apply_strategy(model, chosen)
+        return model
+
+
+def _with_choice(config: BEHRTConfig, freeze_behrt: bool | None, use_lora: bool | None) -> BEHRTConfig:
+    choice = {"freeze_behrt": freeze_behrt, "use_lora": use_lora}
+    config = copy.deepcopy(config)
+    for name, value in choice.items():
+        if value is not None:
+            setattr(config, name, value)
+    config.check()
+    return config
+
+
+def _load_strictly(module: nn.Module, state: dict[str, Tensor]) -> None:
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise EhrError(
+            f"the encoder's weights do not fit the configuration: {error}",
+            "encoder",
+            "leave the encoder's sizes as they are in its folder",
+            code=Exit.BUNDLE,
+        ) from error

@@ -1,0 +1,258 @@
+"""The strategies as data, what each one trains, and the audit that holds a run to it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ehrsequencing.errors import EhrError, Exit, nearest
+from ehrsequencing.models.lora import AdapterSpec, adapter_of, apply_lora_to_behrt, is_adapter, tensor_bytes
+
+Part = Literal["head", "lora", "embeddings", "encoder"]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What is trained, from which encoder, with which head.
+
+    ``trains`` names parts: the head, LoRA's matrices, the embeddings (an option beside LoRA), the whole encoder.
+    ``head`` is the small MLP trained by the loop or the penalised linear one fitted to convergence. A ``control``
+    answers what pretraining contributes; it is never recommended.
+    """
+
+    name: str
+    why: str
+    trains: frozenset[Part]
+    kind: Literal["strategy", "control"] = "strategy"
+    encoder: Literal["pretrained", "random"] = "pretrained"
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    head: Literal["mlp", "linear"] = "mlp"
+    learning_rate: float = 1e-3
+
+    @property
+    def cached_features(self) -> bool:
+        """True where the encoder cannot move, so that it needs to run only once."""
+        return self.trains == {"head"}
+
+    @property
+    def adapter(self) -> AdapterSpec | None:
+        """The adapter this strategy injects, or None."""
+        if self.lora_rank is None:
+            return None
+        alpha = 2 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+        return AdapterSpec(self.lora_rank, alpha, self.lora_dropout)
+
+
+_HEAD: frozenset[Part] = frozenset({"head"})
+_LORA: frozenset[Part] = frozenset({"head", "lora"})
+_ALL: frozenset[Part] = frozenset({"head", "encoder"})
+
+STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
+    {
+        s.name: s
+        for s in (
+            Strategy("frozen", "only the head is trained: fastest and most stable, for very small cohorts", _HEAD),
+            Strategy(
+                "frozen-ridge",
+                "a penalised linear head on the frozen features, fitted to convergence in seconds",
+                _HEAD,
+                head="linear",
+            ),
+            Strategy(
+                "lora",
+                "rank-16 adapters beside a frozen base: the default for 2,000 to 20,000 patients",
+                _LORA,
+                lora_rank=16,
+                lora_alpha=32,
+            ),
+            Strategy(
+                "lora-8",
+                "rank-8 adapters: half the capacity, the first step up from a frozen encoder that underfits",
+                _LORA,
+                lora_rank=8,
+                lora_alpha=16,
+            ),
+            Strategy(
+                "full",
+                "everything is trained: most capacity and most risk of overfitting, for over 20,000 patients",
+                _ALL,
+                learning_rate=3e-4,
+            ),
+            Strategy(
+                "from-scratch",
+                "the same model from random weights: what pretraining must beat when everything is trained",
+                _ALL,
+                kind="control",
+                encoder="random",
+                learning_rate=3e-4,
+            ),
+            Strategy(
+                "frozen-random",
+                "a random encoder, frozen: what pretraining must beat when only the head is trained",
+                _HEAD,
+                kind="control",
+                encoder="random",
+            ),
+        )
+    }
+)
+
+
+def find_strategy(strategy: Strategy | str) -> Strategy:
+    """The strategy itself, or the one of that name; EhrError (exit 10) names the nearest known one.
+
+    >>> find_strategy("lora").lora_rank
+    16
+    """
+    if isinstance(strategy, Strategy):
+        return strategy
+    if strategy not in STRATEGIES:
+        close = nearest(strategy, STRATEGIES, 1)
+        fix = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(STRATEGIES)}"
+        raise EhrError(f"unknown strategy '{strategy}'", "strategy", fix, code=Exit.CONFIG)
+    return STRATEGIES[strategy]
+
+
+def strategy_from_config(config: Any) -> Strategy:
+    """The strategy that a model's configuration records (``freeze_behrt``, ``use_lora`` and ``lora_*``)."""
+    if config.use_lora:
+        trains = _LORA | {"embeddings"} if config.lora_train_embeddings else _LORA
+        spec = AdapterSpec.of_config(config)
+        return Strategy(
+            "lora", "as saved", trains, lora_rank=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout
+        )
+    return STRATEGIES["frozen" if config.freeze_behrt else "full"]
+
+
+def apply_strategy(model: nn.Module, strategy: Strategy | str) -> nn.Module:
+    """Make exactly the strategy's tensors trainable, injecting its adapter where needed; returns the same model.
+
+    Idempotent, and to be run again after every load, since loading forgets ``requires_grad``. The choice is recorded in
+    the model's configuration. EhrError (exit 10) where an adapter is in the way: merge it first.
+    """
+    chosen = find_strategy(strategy)
+    behrt: Any = model.behrt
+    found = adapter_of(behrt)
+    if chosen.adapter is None and found is not None:
+        raise EhrError(
+            f"strategy '{chosen.name}' has no adapter, but the encoder carries {found}",
+            "apply_strategy",
+            "merge it (merge_lora) or load the encoder again",
+            code=Exit.CONFIG,
+        )
+    _record(behrt.config, chosen)
+    if chosen.adapter is not None:
+        targets = tuple(behrt.config.lora_targets)
+        spec = AdapterSpec(chosen.adapter.rank, chosen.adapter.alpha, chosen.adapter.dropout, targets)
+        apply_lora_to_behrt(behrt, spec.rank, spec.alpha, spec.dropout, targets=spec.targets)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name) in _trained_parts(chosen))
+    model.train(model.training)
+    return model
+
+
+def part_of(name: str) -> Part:
+    """The part a parameter belongs to, by its name in a survival model.
+
+    >>> part_of("behrt.embeddings.norm.weight")
+    'embeddings'
+    """
+    if not name.startswith("behrt."):
+        return "head"
+    if is_adapter(name):
+        return "lora"
+    return "embeddings" if name.startswith("behrt.embeddings.") else "encoder"
+
+
+def _trained_parts(strategy: Strategy) -> frozenset[Part]:
+    return strategy.trains | {"embeddings"} if "encoder" in strategy.trains else strategy.trains
+
+
+def _record(config: Any, strategy: Strategy) -> None:
+    config.freeze_behrt = strategy.cached_features
+    config.use_lora = strategy.adapter is not None
+    config.lora_train_embeddings = config.use_lora and "embeddings" in strategy.trains
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Trainable and total parameters, and how the trainable ones divide into encoder, lora and head."""
+    counts = {"trainable": 0, "total": 0, "encoder": 0, "lora": 0, "head": 0}
+    for name, parameter in model.named_parameters():
+        counts["total"] += parameter.numel()
+        if parameter.requires_grad:
+            counts["trainable"] += parameter.numel()
+            part = part_of(name)
+            counts[part if part in ("lora", "head") else "encoder"] += parameter.numel()
+    return counts
+
+
+def footprint(model: nn.Module) -> str:
+    """One line for people: what is about to be trained."""
+    n = count_parameters(model)
+    parts = ", ".join(f"{part} {n[part]:,}" for part in ("encoder", "lora", "head") if n[part])
+    share = n["trainable"] / max(n["total"], 1)
+    return f"Trainable: {n['trainable']:,} / {n['total']:,} parameters ({share:.1%}): {parts or 'none'}"
+
+
+OPTIONAL_INPUTS = {
+    "embeddings.value_embedding.weight": "no token carried a numeric value",
+    "embeddings.age_projection.weight": "no age was known",
+    "embeddings.gap_projection.weight": "no time passed between any two visits",
+}
+"""Tensors without a gradient when the data never bring their input: noted, not an error."""
+
+
+@dataclass
+class FootprintAudit:
+    """Holds a training run to its strategy: what is trainable learns, what is frozen stays bit for bit.
+
+    Made just before training; ``observe`` after every backward; ``assert_after_epoch`` at the end of the first epoch.
+    """
+
+    model: nn.Module
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._frozen = {name: _digest(tensor) for name, tensor in _frozen_tensors(self.model)}
+        self._waiting = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        self._steps = 0
+
+    def observe(self, model: nn.Module) -> None:
+        """Tick off the trainable tensors that have a gradient; cheap once all of them had one."""
+        self._steps += 1
+        if self._waiting:
+            parameters = dict(model.named_parameters())
+            self._waiting -= {name for name in self._waiting if _has_gradient(parameters[name])}
+
+    def assert_after_epoch(self, model: nn.Module) -> None:
+        """EhrError naming the trainable tensors that never had a gradient and the frozen ones that moved."""
+        unused = {name: why for name in self._waiting for tail, why in OPTIONAL_INPUTS.items() if name.endswith(tail)}
+        late = {name for name in self._waiting if self._steps < 2 and "lora_A" in name}  # B starts at 0
+        self.notes = [f"{name} had no gradient: {why}" for name, why in sorted(unused.items())]
+        idle = sorted(self._waiting - set(unused) - late)
+        moved = sorted(name for name, tensor in _frozen_tensors(model) if self._frozen.get(name) != _digest(tensor))
+        if idle or moved:
+            complaints = [f"trainable but without any gradient: {', '.join(idle)}"] if idle else []
+            complaints += [f"frozen but changed: {', '.join(moved)}"] if moved else []
+            fix = "apply the strategy again (apply_strategy) and build the optimiser after it"
+            raise EhrError("; ".join(complaints), "training footprint", fix, code=Exit.CONFIG)
+
+
+def _frozen_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+    return frozen + [(name, b) for name, b in model.named_buffers() if name.startswith("behrt.")]
+
+
+def _digest(tensor: Tensor) -> bytes:
+    return hashlib.blake2b(tensor_bytes(tensor), digest_size=16).digest()
+
+
+def _has_gradient(parameter: nn.Parameter) -> bool:
+    return parameter.grad is not None and bool(parameter.grad.count_nonzero())
