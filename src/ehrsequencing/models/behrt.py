@@ -1,4 +1,4 @@
-"""The encoder: BEHRT's sum of embeddings, pre-norm transformer blocks, and its configuration."""
+"""The encoder: BEHRT's sum of embeddings, pre-norm transformer blocks, and how a folder of weights is read."""
 
 from __future__ import annotations
 
@@ -12,123 +12,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
 from ehrsequencing.batches import Batch
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.attention import Layout, attend
+from ehrsequencing.models.configuration import BEHRTConfig
 
 AGE_BIN_YEARS, AGE_BINS = 5, 24
 AGE_PERIODS = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 """Periods (years) of the continuous age features, so that attention can read time differences from ages."""
 GAP_EDGES = (1.0, 7.0, 30.0, 90.0, 180.0, 365.0, 730.0, 1825.0)
 """Upper edges (days, exclusive) of the time-gap bins; the last bin is open."""
-SIZES: dict[str, dict[str, int]] = {
-    "small": {"embedding_size": 64, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4},
-    "medium": {"embedding_size": 128, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8},
-    "large": {"embedding_size": 256, "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8},
-    "base": {
-        "embedding_size": 768,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-    },
-}
-
-
-class BEHRTConfig(PretrainedConfig):
-    """Every hyper-parameter of the encoder and its heads; travels with the weights as config.json.
-
-    ``value_codes`` are the ids that carry numeric values (only they have a value vector). ``intermediate_size`` 0
-    means twice the hidden size. ``attention`` is the mask the encoder was pretrained with. ``freeze_behrt``,
-    ``use_lora`` and ``lora_*`` record the strategy, so that a saved model is rebuilt as it was trained.
-
-    >>> BEHRTConfig.small(vocab_size=1_004).hidden_size
-    128
-    """
-
-    model_type = "behrt"
-
-    vocab_size: int = 1_004
-    value_codes: list[int] | tuple[int, ...] = ()
-    embedding_size: int = 64
-    hidden_size: int = 128
-    num_hidden_layers: int = 3
-    num_attention_heads: int = 4
-    intermediate_size: int = 0
-    max_visits: int = 128
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
-    attention: str = "bidirectional"
-    n_bins: int = 20
-    head_hidden: int = 40
-    head_dropout: float = 0.1
-    freeze_behrt: bool = False
-    use_lora: bool = False
-    lora_rank: int = 16
-    lora_alpha: float | int = 32
-    lora_dropout: float = 0.0
-    lora_targets: list[str] | tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
-    lora_train_embeddings: bool = False
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        self.intermediate_size = self.intermediate_size or 2 * self.hidden_size
-        self.check()
-
-    def check(self) -> None:
-        """EhrError (exit 10) for settings that contradict each other."""
-        if self.freeze_behrt and self.use_lora:
-            raise EhrError(
-                "freeze_behrt and use_lora are both true: a frozen encoder has no adapter to train",
-                "BEHRTConfig",
-                "choose one of the two",
-                code=Exit.CONFIG,
-            )
-        if self.attention != "bidirectional":
-            raise EhrError(
-                f"expected attention 'bidirectional' (index prediction), found '{self.attention}'",
-                "BEHRTConfig.attention",
-                "use an encoder that was pretrained with the bidirectional mask",
-                code=Exit.CONFIG,
-            )
-        if self.hidden_size % self.num_attention_heads:
-            raise EhrError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}",
-                "BEHRTConfig",
-                "choose sizes that divide",
-                code=Exit.CONFIG,
-            )
-
-    @classmethod
-    def of_size(cls, size: str, vocab_size: int, **overrides: Any) -> BEHRTConfig:
-        """The named size (small, medium, large, base) with ``overrides`` on top; EhrError for an unknown name."""
-        if size not in SIZES:
-            raise EhrError(f"unknown model size '{size}'", "model.size", f"one of {', '.join(SIZES)}", code=Exit.CONFIG)
-        return cls(**{**SIZES[size], "vocab_size": vocab_size, **overrides})
-
-    @classmethod
-    def small(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:
-        """64/128, 3 layers, 4 heads: about 500 k parameters at 1,000 codes."""
-        return cls.of_size("small", vocab_size, **overrides)
-
-    @classmethod
-    def medium(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:
-        """128/256, 4 layers, 8 heads."""
-        return cls.of_size("medium", vocab_size, **overrides)
-
-    @classmethod
-    def large(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:
-        """256/512, 6 layers, 8 heads."""
-        return cls.of_size("large", vocab_size, **overrides)
-
-    @classmethod
-    def base(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:
-        """768/768, 12 layers, 12 heads: for GPUs."""
-        return cls.of_size("base", vocab_size, **overrides)
 
 
 def age_features(age: Float[Tensor, "B L"], known: Bool[Tensor, "B L"]) -> Float[Tensor, "B L F"]:
@@ -255,7 +152,7 @@ class BEHRTPreTrainedModel(PreTrainedModel):
     """Prefixes of a checkpoint's tensors that this class leaves aside knowingly."""
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Self:
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]
         """The model saved in a local folder (config.json, model.safetensors), in eval mode.
 
         EhrError (exit 13) where the folder is not one, or where any tensor is missing, unexpected or misshapen.
@@ -267,16 +164,17 @@ class BEHRTPreTrainedModel(PreTrainedModel):
         settings = {"output_loading_info": True, "local_files_only": True, "use_safetensors": True, **kwargs}
         try:
             with _quiet():
-                model, report = super().from_pretrained(str(folder), **settings)
+                loaded: Any = super().from_pretrained(str(folder), **settings)
         except (RuntimeError, SafetensorError) as error:
             raise _unfit(folder, str(error)) from error
+        model, report = loaded
         unexpected = [key for key in report["unexpected_keys"] if not key.startswith(cls.other_heads or ("\0",))]
         if report["missing_keys"] or unexpected:
             missing = ", ".join(sorted(report["missing_keys"])) or "none"
             raise _unfit(folder, f"missing tensors: {missing}; unexpected: {', '.join(sorted(unexpected)) or 'none'}")
         return model
 
-    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write config.json and model.safetensors into ``folder``."""
         with _quiet():
             super().save_pretrained(str(folder), **kwargs)

@@ -113,7 +113,7 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
         return count_parameters(self)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> BEHRTForSurvival:
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> BEHRTForSurvival:  # type: ignore[override]
         """A saved survival model, its adapter injected before loading, its strategy applied again after."""
         model = super().from_pretrained(folder, **kwargs)
         apply_strategy(model, strategy_from_config(model.config))

@@ -127,7 +127,7 @@ def _record(behrt: nn.Module, spec: AdapterSpec, train_embeddings: bool) -> None
     config: Any = behrt.config
     if config.freeze_behrt:
         raise EhrError(
-            "the encoder is frozen (freeze_behrt) and was asked for an adapter: freeze_behrt and use_lora exclude each other",
+            "an adapter was asked for on a frozen encoder: freeze_behrt and use_lora exclude each other",
             "apply_lora_to_behrt",
             "build the model without freeze_behrt, or use apply_strategy(model, 'lora')",
             code=Exit.CONFIG,

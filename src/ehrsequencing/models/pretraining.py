@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -44,8 +44,8 @@ class MaskedLMOutput(NamedTuple):
     """Mean cross-entropy (nats) over the selected positions, how many were guessed right, and how many there were."""
 
     loss: Tensor
-    correct: int
-    count: int
+    n_correct: int
+    n_selected: int
 
 
 class MLMHead(nn.Module):
@@ -65,7 +65,7 @@ class MLMHead(nn.Module):
 class BEHRTForMaskedLM(BEHRTPreTrainedModel):
     """The encoder with a masked-code head, whose logits exist at the selected positions only."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"mlm_head.decoder.weight": "behrt.embeddings.code_embedding.weight"}
+    _tied_weights_keys = {"mlm_head.decoder.weight": "behrt.embeddings.code_embedding.weight"}  # noqa: RUF012
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)

@@ -1,0 +1,114 @@
+"""Hyper-parameters of the encoder and its heads, as they travel with the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from ehrsequencing.errors import EhrError, Exit
+
+SIZES: dict[str, dict[str, int]] = {
+    "small": {"embedding_size": 64, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4},
+    "medium": {"embedding_size": 128, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8},
+    "large": {"embedding_size": 256, "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8},
+    "base": {
+        "embedding_size": 768,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    },
+}
+
+
+class BEHRTConfig(PretrainedConfig):
+    """Every hyper-parameter of the encoder and its heads; travels with the weights as config.json.
+
+    ``value_codes`` are the ids that carry numeric values (only they have a value vector). ``intermediate_size`` 0
+    means twice the hidden size. ``attention`` is the mask the encoder was pretrained with. ``freeze_behrt``,
+    ``use_lora`` and ``lora_*`` record the strategy, so that a saved model is rebuilt as it was trained.
+
+    >>> BEHRTConfig.small(vocab_size=1_004).hidden_size
+    128
+    """
+
+    model_type = "behrt"
+
+    vocab_size: int = 1_004
+    value_codes: list[int] | tuple[int, ...] = ()
+    embedding_size: int = 64
+    hidden_size: int = 128
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 4
+    intermediate_size: int = 0
+    max_visits: int = 128
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    attention: str = "bidirectional"
+    n_bins: int = 20
+    head_hidden: int = 40
+    head_dropout: float = 0.1
+    freeze_behrt: bool = False
+    use_lora: bool = False
+    lora_rank: int = 16
+    lora_alpha: float | int = 32
+    lora_dropout: float = 0.0
+    lora_targets: list[str] | tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    lora_train_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.intermediate_size = self.intermediate_size or 2 * self.hidden_size
+        self.check()
+
+    def check(self) -> None:
+        """EhrError (exit 10) for settings that contradict each other."""
+        if self.freeze_behrt and self.use_lora:
+            raise EhrError(
+                "freeze_behrt and use_lora are both true: a frozen encoder has no adapter to train",
+                "BEHRTConfig",
+                "choose one of the two",
+                code=Exit.CONFIG,
+            )
+        if self.attention != "bidirectional":
+            raise EhrError(
+                f"expected attention 'bidirectional' (index prediction), found '{self.attention}'",
+                "BEHRTConfig.attention",
+                "use an encoder that was pretrained with the bidirectional mask",
+                code=Exit.CONFIG,
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise EhrError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}",
+                "BEHRTConfig",
+                "choose sizes that divide",
+                code=Exit.CONFIG,
+            )
+
+    @classmethod
+    def of_size(cls, size: str, vocab_size: int, **overrides: Any) -> BEHRTConfig:
+        """The named size (small, medium, large, base) with ``overrides`` on top; EhrError for an unknown name."""
+        if size not in SIZES:
+            raise EhrError(f"unknown model size '{size}'", "model.size", f"one of {', '.join(SIZES)}", code=Exit.CONFIG)
+        return cls(**{**SIZES[size], "vocab_size": vocab_size, **overrides})
+
+    @classmethod
+    def small(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:
+        """64/128, 3 layers, 4 heads: about 500 k parameters at 1,000 codes."""
+        return cls.of_size("small", vocab_size, **overrides)
+
+    @classmethod
+    def medium(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:
+        """128/256, 4 layers, 8 heads."""
+        return cls.of_size("medium", vocab_size, **overrides)
+
+    @classmethod
+    def large(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:
+        """256/512, 6 layers, 8 heads."""
+        return cls.of_size("large", vocab_size, **overrides)
+
+    @classmethod
+    def base(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:
+        """768/768, 12 layers, 12 heads: for GPUs."""
+        return cls.of_size("base", vocab_size, **overrides)
