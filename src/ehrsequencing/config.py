@@ -23,6 +23,10 @@ CURVE_POINTS = 100
 MIN_CENSORING_SURVIVAL = 0.1
 """A horizon at which the censoring distribution is below this is refused."""
 MIN_TRAIN_EVENTS, MIN_TUNING_EVENTS = 100, 20
+TOKEN_BUDGET = 16_384
+"""Padded tokens in one micro-batch: bounds memory, never the size of an optimiser step."""
+SUBJECTS_PER_SHARD = 2_000
+"""Subjects in one file of a written dataset; what is in memory at once while converting."""
 
 
 class Strict(BaseModel):
@@ -131,13 +135,18 @@ class TokensConfig(Strict):
     min_subjects: int = Field(default=5, ge=1, description="a code needs this many training subjects to get an id")
     max_codes: int = Field(default=20_000, ge=1)
     visit_column: str | None = None
+    min_values: int = Field(default=20, ge=1, description="a code needs this many training values to carry values")
+    value_clip: float = Field(default=4.0, gt=0, description="largest absolute standardised value")
 
 
 class FeaturesConfig(Strict):
     """The count-recency-value matrix that the wide model and the baselines read."""
 
     min_subjects: int = Field(default=10, ge=1)
-    max_columns: int = Field(default=4_000, ge=1)
+    max_columns: int = Field(default=4_000, ge=8)
+    recency_days: float = Field(default=365.0, gt=0, description="recency is exp(-days since the last / this)")
+    trend_days: float = Field(default=30.0, gt=0, description="a trend needs values at least this far apart")
+    value_clip: float = Field(default=4.0, gt=0, description="largest absolute standardised value")
 
 
 class ModelConfig(Strict):

@@ -1,0 +1,231 @@
+"""From token stores and cohorts to tensors: padded batches, micro-batches, targets, random cuts for pretraining."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Float32, Float64, Int64, Integer
+from torch import Tensor
+
+from ehrsequencing.config import DAYS_PER_YEAR
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.features import FeatureMatrix
+from ehrsequencing.timegrid import TimeGrid
+from ehrsequencing.tokens import PAD, Tokenizer, TokenStore
+
+_US_PER_DAY = 86_400_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B padded sequences of at most L tokens; ``[CLS]`` stands first in each.
+
+    Attributes:
+        code: token ids, ``PAD`` where padded.
+        value, has_value: standardised values; 0 and False where there is none.
+        age, age_known: years; 0 and False where unknown (static tokens, subjects without a birth).
+        visit: 0 for ``[CLS]``, static tokens and padding; 1, 2, … otherwise.
+        gap: days since the previous visit.
+        mask: True at real tokens.
+    """
+
+    code: Int64[Tensor, "B L"]
+    value: Float32[Tensor, "B L"]
+    has_value: Bool[Tensor, "B L"]
+    age: Float32[Tensor, "B L"]
+    age_known: Bool[Tensor, "B L"]
+    visit: Int64[Tensor, "B L"]
+    gap: Float32[Tensor, "B L"]
+    mask: Bool[Tensor, "B L"]
+
+    def __len__(self) -> int:
+        return self.code.shape[0]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+
+
+def collate(store: TokenStore, rows: Integer[np.ndarray, " B"]) -> Batch:
+    """The given rows of ``store``, padded to the longest of them."""
+    lengths = store.lengths[rows]  # [B]
+    at = np.arange(lengths.max(initial=1))  # [L]
+    mask = at < lengths[:, None]  # [B, L]
+    source = np.where(mask, store.offsets[rows][:, None] + at, 0)  # [B, L]
+    value = np.where(mask, store.value[source], np.float32(np.nan))  # [B, L]
+    age = np.where(mask, store.age[source], np.float32(np.nan))  # [B, L]
+    return Batch(
+        code=torch.from_numpy(np.where(mask, store.code[source], PAD).astype(np.int64)),
+        value=torch.from_numpy(np.nan_to_num(value)),
+        has_value=torch.from_numpy(~np.isnan(value)),
+        age=torch.from_numpy(np.nan_to_num(age)),
+        age_known=torch.from_numpy(~np.isnan(age)),
+        visit=torch.from_numpy(np.where(mask, store.visit[source], 0).astype(np.int64)),
+        gap=torch.from_numpy(np.where(mask, store.gap[source], np.float32(0))),
+        mask=torch.from_numpy(mask),
+    )
+
+
+def micro_batches(
+    store: TokenStore, rows: Integer[np.ndarray, " B"], token_budget: int
+) -> list[Integer[np.ndarray, " b"]]:
+    """Split one random batch by length, longest first, so that rows × longest row stays within ``token_budget``.
+
+    A row longer than the budget makes a micro-batch of its own. The same rows come out, each once.
+    """
+    lengths = store.lengths[rows]
+    order = rows[np.argsort(-lengths, kind="stable")]
+    ordered = -np.sort(-lengths)
+    parts: list[Integer[np.ndarray, " b"]] = []
+    begin = 0
+    while begin < len(order):
+        size = max(int(token_budget // ordered[begin]), 1)
+        parts.append(order[begin : begin + size])
+        begin += size
+    return parts
+
+
+def epoch_batches(n: int, batch_size: int, generator: np.random.Generator) -> Iterator[Int64[np.ndarray, " b"]]:
+    """Every index in [0, n) once, in random batches; the last may be smaller."""
+    order = generator.permutation(n)
+    for begin in range(0, n, batch_size):
+        yield order[begin : begin + batch_size]
+
+
+def cut_at_random(
+    store: TokenStore, rows: Integer[np.ndarray, " B"], generator: np.random.Generator, fraction: float
+) -> TokenStore:
+    """The given rows, ``fraction`` of them (each by its own coin) cut at a time uniform over the record's span.
+
+    The cut plays prediction_time: what lies after it goes, ``[CLS]`` takes its age and the days since the event
+    before it, and ``day`` counts from it. Static tokens and the first event always stay. For pretraining, so that the
+    encoder knows short histories, too.
+    """
+    whole = store.take(rows)
+    dated = np.isfinite(whole.day)
+    dated[whole.offsets[:-1]] = False  # [CLS] is no event
+    row = np.repeat(np.arange(len(whole)), whole.lengths)  # [T]
+    first, last = _row_extremes(whole.day, dated, row, len(whole))  # [B] days before prediction_time
+    coin, place = generator.random(len(whole)), generator.random(len(whole))  # drawn for all: no dependence on data
+    moved = (coin < fraction) & np.isfinite(first)
+    cut = np.where(moved, last + place * (first - last), 0.0).astype(np.float32)  # [B] days before prediction_time
+    cut = np.where(moved, np.minimum(cut, first), cut)  # rounding must not lose the first event
+    cls = np.zeros(len(row), dtype=bool)
+    cls[whole.offsets[:-1]] = True
+    stays = cls | ~np.isfinite(whole.day) | (whole.day >= cut[row])
+    _, latest = _row_extremes(whole.day, dated & stays, row, len(whole))
+    age, gap = whole.age.copy(), whole.gap.copy()
+    day = np.where(cls, whole.day, whole.day - cut[row])
+    starts = whole.offsets[:-1]
+    age[starts] = np.where(moved, np.maximum(age[starts] - cut / np.float32(DAYS_PER_YEAR), 0), age[starts])
+    gap[starts] = np.where(moved, latest - cut, gap[starts])
+    lengths = np.bincount(row[stays], minlength=len(whole))
+    return replace(
+        whole,
+        code=whole.code[stays],
+        value=whole.value[stays],
+        age=age[stays],
+        visit=whole.visit[stays],
+        gap=gap[stays],
+        day=day[stays],
+        offsets=np.append(0, np.cumsum(lengths)),
+        prediction_time=whole.prediction_time - (cut.astype(np.float64) * _US_PER_DAY).astype("timedelta64[us]"),
+    )
+
+
+def _row_extremes(
+    day: Float32[np.ndarray, " T"], chosen: Bool[np.ndarray, " T"], row: Int64[np.ndarray, " T"], n: int
+) -> tuple[Float32[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+    """Largest and smallest ``day`` of each row's chosen tokens; NaN where there is none."""
+    largest, smallest = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
+    own, days = row[chosen], day[chosen]
+    begin = np.flatnonzero(np.diff(own, prepend=-1))
+    if len(begin):
+        largest[own[begin]] = np.maximum.reduceat(days, begin)
+        smallest[own[begin]] = np.minimum.reduceat(days, begin)
+    return largest, smallest
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Outcomes of n rows, truncated at τ and located on the grid; CPU tensors (``numpy()`` shares their memory).
+
+    Attributes:
+        duration: days.
+        event: 1 outcome, 0 censored.
+        bin: index k of the bin (a, b] that holds the duration.
+        fraction: elapsed share of that bin, in (0, 1].
+    """
+
+    duration: Float64[Tensor, " n"]
+    event: Int64[Tensor, " n"]
+    bin: Int64[Tensor, " n"]
+    fraction: Float64[Tensor, " n"]
+
+    @classmethod
+    def of(cls, duration: Float64[np.ndarray, " n"], event: Integer[np.ndarray, " n"], grid: TimeGrid) -> Targets:
+        """Locate durations (days) on ``grid``."""
+        bins, fraction = grid.locate(duration)
+        return cls(
+            torch.tensor(duration), torch.tensor(event.astype(np.int64)), torch.tensor(bins), torch.tensor(fraction)
+        )
+
+    def __len__(self) -> int:
+        return self.duration.shape[0]
+
+    def take(self, index: Int64[Tensor, " m"] | Integer[np.ndarray, " m"]) -> Targets:
+        """The given rows."""
+        at = torch.as_tensor(index)
+        return Targets(**{item.name: getattr(self, item.name)[at] for item in fields(self)})
+
+    def to(self, device: torch.device | str) -> Targets:
+        """The same targets on another device."""
+        return Targets(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+
+
+@dataclass(frozen=True, eq=False)
+class SurvivalData:
+    """What all models of one split or fold share; row i is the same subject everywhere.
+
+    Attributes:
+        rows: ``subject_id, prediction_time, duration, event, split``, truncated at τ.
+        tokens, features: of the same rows, in the same order.
+    """
+
+    rows: pl.DataFrame
+    tokens: TokenStore
+    features: FeatureMatrix
+    grid: TimeGrid
+    tokenizer: Tokenizer
+    cohort_fingerprint: str
+
+    def __post_init__(self) -> None:
+        sizes = {"tokens": len(self.tokens), "features": len(self.features.values)}
+        for name, size in sizes.items():
+            if size != self.rows.height:
+                raise EhrError(
+                    f"expected {self.rows.height} rows of {name}, found {size}",
+                    "SurvivalData",
+                    "build them from the same rows",
+                    code=Exit.COHORT,
+                )
+        if not np.array_equal(self.rows["subject_id"].to_numpy(), self.tokens.subject_id):
+            raise EhrError("tokens are of other subjects", "SurvivalData", "tokenise these rows", code=Exit.COHORT)
+        if self.tokens.tokenizer_fingerprint != self.tokenizer.fingerprint:
+            raise EhrError("tokens were made by another tokenizer", "SurvivalData", "tokenise again", code=Exit.COHORT)
+
+    def __len__(self) -> int:
+        return self.rows.height
+
+    def index(self, split: str) -> Int64[np.ndarray, " m"]:
+        """Positions of the rows of ``train``, ``tuning`` or ``held_out``, ascending."""
+        return np.flatnonzero((self.rows["split"] == split).to_numpy())
+
+    def targets(self, index: Integer[np.ndarray, " m"]) -> Targets:
+        """Outcomes of the given positions."""
+        duration = self.rows["duration"].cast(pl.Float64).to_numpy()[index]
+        return Targets.of(duration, self.rows["event"].cast(pl.Int64).to_numpy()[index], self.grid)

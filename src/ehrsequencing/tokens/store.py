@@ -1,0 +1,130 @@
+"""Token sequences of many subjects as flat arrays plus offsets: never padded, memory-mapped from disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, Int64, Integer
+
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.tokens.vocabulary import N_SPECIAL, UNK
+
+TOKEN_ARRAYS = ("code", "value", "age", "visit", "gap", "day")
+ROW_ARRAYS = ("subject_id", "prediction_time", "truncated")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStore:
+    """N sequences of T tokens together; row i is ``[offsets[i], offsets[i + 1])`` and begins with ``[CLS]``.
+
+    Attributes:
+        code: token ids.
+        value: standardised values; NaN where there is none.
+        age: years at the token; NaN for static tokens and where the birth is unknown. Of ``[CLS]``: at prediction_time.
+        visit: 1, 2, … of the kept visits in order; 0 for ``[CLS]`` and static tokens.
+        gap: days between the visit's first event and the last one of the visit before it; 0 for a record's first visit.
+            Of ``[CLS]``: days from the last event to prediction_time; 0 without any event.
+        day: days before prediction_time, at least 0; inf for static tokens, 0 for ``[CLS]``.
+        offsets: where each row begins, and T.
+        subject_id: of each row.
+        prediction_time: of each row, datetime64[us].
+        truncated: rows of which visits or tokens were left out to keep ``max_tokens``.
+        tokenizer_fingerprint: of the tokenizer that made it.
+        counts: what ``tokenize`` counted on the way; part of ``stats``.
+    """
+
+    code: Int32[np.ndarray, " T"]
+    value: Float32[np.ndarray, " T"]
+    age: Float32[np.ndarray, " T"]
+    visit: Int32[np.ndarray, " T"]
+    gap: Float32[np.ndarray, " T"]
+    day: Float32[np.ndarray, " T"]
+    offsets: Int64[np.ndarray, " N1"]
+    subject_id: Int64[np.ndarray, " N"]
+    prediction_time: np.ndarray
+    truncated: Bool[np.ndarray, " N"]
+    tokenizer_fingerprint: str = ""
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.subject_id)
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " N"]:
+        """Tokens of each row, ``[CLS]`` included."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def stats(self) -> dict[str, Any]:
+        """Figures for people: how many rows and tokens, how many were cut short, how much of it is unknown."""
+        lengths, events = self.lengths, max(int((self.code >= UNK).sum()), 1)
+        return {
+            "n_rows": len(self),
+            "n_tokens": int(self.offsets[-1]),
+            "median_length": float(np.median(lengths)) if len(lengths) else 0.0,
+            "max_length": int(lengths.max(initial=0)),
+            "truncated_rows": int(self.truncated.sum()),
+            "rows_without_events": int((lengths <= 1).sum()),
+            "oov_share": float((self.code == UNK).sum() / events),
+            "value_share": float(np.isfinite(self.value).sum() / events),
+            **self.counts,
+        }
+
+    def take(self, rows: Integer[np.ndarray, " M"] | slice) -> TokenStore:
+        """The given rows, in the given order; ``counts`` of the whole store are left behind."""
+        chosen = np.arange(len(self))[rows]
+        lengths = self.lengths[chosen]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        inside = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        source = np.repeat(self.offsets[chosen], lengths) + inside
+        arrays: dict[str, Any] = {name: np.asarray(getattr(self, name)[source]) for name in TOKEN_ARRAYS}
+        arrays |= {name: np.asarray(getattr(self, name)[chosen]) for name in ROW_ARRAYS}
+        return replace(self, **arrays, offsets=offsets, counts={})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """blake2b of the tokenizer's fingerprint and the content; the order of rows does not matter."""
+        ordered = self.take(np.lexsort((self.prediction_time, self.subject_id)))
+        digest = hashlib.blake2b(self.tokenizer_fingerprint.encode(), digest_size=16)
+        for name in (*TOKEN_ARRAYS, "offsets", "subject_id", "prediction_time"):
+            values = getattr(ordered, name)
+            canonical = np.where(np.isnan(values), np.float32(np.nan), values) if values.dtype.kind == "f" else values
+            digest.update(np.ascontiguousarray(canonical).tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: Path | str) -> None:
+        """Write one ``.npy`` file an array and ``store.json`` beside them, through a temporary folder."""
+        folder = Path(folder)
+        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        partial.mkdir(parents=True)
+        for name in (*TOKEN_ARRAYS, *ROW_ARRAYS, "offsets"):
+            np.save(partial / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        meta = {"tokenizer": self.tokenizer_fingerprint, "counts": self.counts, "n_special": N_SPECIAL}
+        (partial / "store.json").write_text(json.dumps(meta, sort_keys=True), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+
+    @classmethod
+    def load(cls, folder: Path | str, mmap: bool = True) -> TokenStore:
+        """Read what ``save`` wrote, memory-mapped unless told otherwise; EhrError (exit 13) where it is not whole."""
+        folder = Path(folder)
+        try:
+            meta = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+            arrays = {
+                name: np.load(folder / f"{name}.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
+                for name in (*TOKEN_ARRAYS, *ROW_ARRAYS, "offsets")
+            }
+            return cls(**arrays, tokenizer_fingerprint=meta["tokenizer"], counts=meta["counts"])
+        except (OSError, ValueError, KeyError) as error:
+            raise EhrError(
+                f"the token store cannot be read: {error}", str(folder), "tokenise again", code=Exit.BUNDLE
+            ) from None
