@@ -1,0 +1,1 @@
+"""Raw exports become MEDS datasets; nothing above this package knows a raw format."""
