@@ -1,0 +1,1 @@
+"""Honest comparison of survival predictions: anybody's, from predictions and outcomes alone."""
