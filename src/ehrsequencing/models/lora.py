@@ -140,8 +140,9 @@ def _record(behrt: nn.Module, spec: AdapterSpec, train_embeddings: bool) -> None
 def _inject(behrt: nn.Module, spec: AdapterSpec) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
+    alpha: Any = spec.alpha  # peft says int and takes any number
     settings = LoraConfig(
-        r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=list(spec.targets), bias="none"
+        r=spec.rank, lora_alpha=alpha, lora_dropout=spec.dropout, target_modules=list(spec.targets), bias="none"
     )
     try:
         inject_adapter_in_model(settings, behrt)
@@ -231,7 +232,7 @@ def _base_digest(behrt: nn.Module, without_embeddings: bool) -> str:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The tensor's raw bytes on the CPU, whatever its dtype."""
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

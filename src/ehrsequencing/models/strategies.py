@@ -52,6 +52,7 @@ class Strategy:
 
 _HEAD: frozenset[Part] = frozenset({"head"})
 _LORA: frozenset[Part] = frozenset({"head", "lora"})
+_LORA_EMBEDDINGS: frozenset[Part] = frozenset({"head", "lora", "embeddings"})
 _ALL: frozenset[Part] = frozenset({"head", "encoder"})
 
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
@@ -123,7 +124,7 @@ def find_strategy(strategy: Strategy | str) -> Strategy:
 def strategy_from_config(config: Any) -> Strategy:
     """The strategy that a model's configuration records (``freeze_behrt``, ``use_lora`` and ``lora_*``)."""
     if config.use_lora:
-        trains = _LORA | {"embeddings"} if config.lora_train_embeddings else _LORA
+        trains = _LORA_EMBEDDINGS if config.lora_train_embeddings else _LORA
         spec = AdapterSpec.of_config(config)
         return Strategy(
             "lora", "as saved", trains, lora_rank=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout
