@@ -1,0 +1,303 @@
+"""The penalised linear hazard head, fitted to convergence: `wide` on features, `frozen-ridge` on encoder features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from ehrsequencing.batches import SurvivalData, Targets
+from ehrsequencing.config import MIN_TUNING_EVENTS, TRAIN, TUNING
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.models.losses import survival_nll
+from ehrsequencing.models.ridge import CONVERGED, FOLDS, Loss, PrincipalAxes, Standardiser, loss_by_folds, minimise
+
+PENALTIES = tuple(float(p) for p in np.logspace(1, -4, 11))
+"""Ridge penalties on the mean negative log likelihood, for standardised columns; strong to weak."""
+SCREENS = (50, 200, 800)
+"""How many of the best-scoring columns `fit_wide` tries, beside all of them."""
+PATIENCE = 2
+"""A path ends after so many penalties in a row that did worse than a stronger one: from there on it overfits."""
+
+
+class PathRow(NamedTuple):
+    """One fit of the path: columns kept, penalty, mean NLL where fitted and where judged, largest gradient entry."""
+
+    columns: int
+    penalty: float
+    train_nll: float
+    tuning_nll: float
+    gradient: float
+
+
+class LinearHazardHead(nn.Module):
+    """φ_k = b_k + w·(x − mean)/std: one weight vector shared by the bins; the standardiser travels as buffers."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, n_features: int, n_bins: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features, dtype=torch.float64))
+        self.register_buffer("std", torch.ones(n_features, dtype=torch.float64))
+        self.weight = nn.Parameter(torch.zeros(n_features, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.zeros(n_bins, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, P] to hazard logits [B, K], float64; a column with std 0 counts for nothing."""
+        z = torch.where(self.std > 0, (x.double() - self.mean) / self.std, 0.0)  # [B, P]
+        return self.bias + (z @ self.weight)[:, None]  # [B, K]
+
+
+@dataclass(frozen=True)
+class RidgeHazard:
+    """A fitted penalised linear hazard: φ_k(x) = bias_k + weight · (x − mean)/std."""
+
+    mean: Float64[np.ndarray, " p"]
+    std: Float64[np.ndarray, " p"]
+    weight: Float64[np.ndarray, " p"]
+    bias: Float64[np.ndarray, " k"]
+    penalty: float
+    path: tuple[PathRow, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights in use (columns kept and not constant) plus one intercept a bin."""
+        return int(np.count_nonzero(self.weight)) + len(self.bias)
+
+    def linear_predictor(self, x: Float[np.ndarray, "n p"]) -> Float64[np.ndarray, " n"]:
+        """w · standardised x. Shared by the bins, so it orders patients at every horizon."""
+        if x.shape[1] != len(self.weight):
+            raise EhrError(
+                f"expected {len(self.weight)} feature columns, found {x.shape[1]}",
+                "linear hazard",
+                "build the features with the specification this model was fitted with",
+                code=Exit.BUNDLE,
+            )
+        used = np.flatnonzero(self.weight)
+        return Standardiser(self.mean[used], self.std[used])(x[:, used]) @ self.weight[used]
+
+    def logits(self, x: Float[np.ndarray, "n p"]) -> Float64[np.ndarray, "n k"]:
+        """Hazard logits of each row and bin."""
+        return self.bias + self.linear_predictor(x)[:, None]  # [n, K]
+
+    def head(self) -> LinearHazardHead:
+        """The same function as a torch module."""
+        head = LinearHazardHead(len(self.weight), len(self.bias))
+        head.load_state_dict({name: torch.from_numpy(getattr(self, name).copy()) for name in head.state_dict()})
+        return head
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Float64 arrays for safetensors; `from_arrays` is the inverse (notes belong to the study, not the model)."""
+        arrays = {name: getattr(self, name) for name in ("mean", "std", "weight", "bias")}
+        path = np.array(self.path, dtype=np.float64).reshape(-1, len(PathRow._fields))
+        return {**arrays, "penalty": np.array([self.penalty]), "path": path}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> RidgeHazard:
+        """Rebuild from `to_arrays`; a missing array raises EhrError (exit 13)."""
+        missing = sorted({"mean", "std", "weight", "bias", "penalty", "path"} - set(arrays))
+        if missing:
+            fix = "write the bundle again"
+            raise EhrError(f"arrays missing: {', '.join(missing)}", "linear hazard", fix, code=Exit.BUNDLE)
+        path = tuple(PathRow(int(columns), *map(float, rest)) for columns, *rest in arrays["path"])
+        mean, std, weight, bias = (np.asarray(arrays[name], np.float64) for name in ("mean", "std", "weight", "bias"))
+        return cls(mean, std, weight, bias, float(arrays["penalty"][0]), path)
+
+
+def mean_nll(logits: Float64[np.ndarray, "n k"], targets: Targets) -> float:
+    """Mean exact negative log likelihood of hazard logits (`losses.survival_nll`): NumPy in, a number out."""
+    return float(_nll(torch.from_numpy(logits), targets).mean())
+
+
+def fit_ridge_hazard(
+    x_train: Float[np.ndarray, "n p"],
+    targets: Targets,
+    x_tune: Float[np.ndarray, "m p"],
+    targets_tune: Targets,
+    penalties: Sequence[float] = PENALTIES,
+    n_bins: int | None = None,
+    screens: Sequence[int] = (),
+) -> RidgeHazard:
+    """Ridge-penalised discrete-time hazard regression; the penalty is chosen by the tuning rows' NLL.
+
+    Minimises mean NLL + penalty/2 · |w|² over w and the unpenalised intercepts b_k, which start at the marginal
+    hazard, by L-BFGS to convergence in float64, columns standardised on the training rows. Fewer than
+    `MIN_TUNING_EVENTS` tuning events cannot choose: folds of the training rows do, and a note says so. A bin without a
+    training event keeps the intercept of half an event. A fit that does not converge is never chosen.
+
+    Args:
+        x_train, x_tune: features on any scale.
+        targets, targets_tune: outcomes located on one grid.
+        penalties: tried from strong to weak, each started where the one before ended.
+        n_bins: bins of that grid (default: up to the last training row's).
+        screens: numbers of best-scoring columns to try beside all columns.
+
+    Raises:
+        EhrError: no events among the training rows (exit 12).
+    """
+    if not targets.event.any():
+        raise EhrError("no events among the training rows", "linear hazard", "take another task", code=Exit.COHORT)
+    n_bins = int(targets.bin.max()) + 1 if n_bins is None else n_bins
+    plan = _Plan(tuple(sorted(penalties, reverse=True)), (*sorted(screens), x_train.shape[1]), n_bins)
+    rows = _Rows(x_train, targets, x_tune, targets_tune)
+    tuning_events = int(targets_tune.event.sum())
+    if tuning_events >= MIN_TUNING_EVENTS:
+        fits = [fit for path in _paths(rows, plan) for fit in path]
+        best = min(fits, key=lambda fit: fit.path[0].tuning_nll)
+        return replace(best, path=tuple(fit.path[0] for fit in fits))
+    (path,) = _paths(rows, _narrowed(rows, plan))
+    converged = [fit for fit in path if fit.path[0].gradient <= CONVERGED]
+    note = f"{tuning_events} tuning events cannot choose the penalty: {FOLDS} folds of the training rows did"
+    return replace(converged[-1], path=tuple(fit.path[0] for fit in path), notes=(note,))
+
+
+def fit_wide(data: SurvivalData, penalties: Sequence[float] = PENALTIES) -> RidgeHazard:
+    """The wide companion: the feature matrix, screened by univariate score, in the penalised head on the same grid.
+
+    The number of columns kept (`SCREENS`, or all) and the penalty are chosen together.
+    """
+    train, tuning = data.index(TRAIN), data.index(TUNING)
+    x = data.features.values
+    rows = x[train], data.targets(train), x[tuning], data.targets(tuning)
+    return fit_ridge_hazard(*rows, penalties, data.grid.n_bins, SCREENS)
+
+
+def score_screen(z: Float64[np.ndarray, "n p"], targets: Targets, n_bins: int) -> Float64[np.ndarray, " p"]:
+    """Univariate score statistic of each standardised column at the marginal hazard: χ² with one degree of freedom.
+
+    U²/V with U = Σ_i z_i (δ_i − Λ_i), the martingale residuals, and V = Σ_i z_i² Λ_i.
+    """
+    hazard = np.logaddexp(0.0, _marginal(targets, n_bins)[0])  # [K] cumulative hazard of each whole bin
+    before = np.cumsum(hazard) - hazard  # [K]
+    bins = targets.bin.numpy()
+    expected = before[bins] + targets.fraction.numpy() * hazard[bins]  # [n] Λ_i
+    score = (targets.event.numpy() - expected) @ z  # [P]
+    variance = expected @ np.square(z)  # [P]
+    return np.divide(score**2, variance, out=np.zeros_like(score), where=variance > 0)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is tried: penalties from strong to weak, for each number of columns."""
+
+    penalties: tuple[float, ...]
+    screens: tuple[int, ...]
+    n_bins: int
+    patience: int = PATIENCE
+
+
+class _Rows(NamedTuple):
+    """Where a path is fitted, and where it is judged."""
+
+    x: np.ndarray
+    targets: Targets
+    x_tune: np.ndarray
+    targets_tune: Targets
+
+    def fold(self, fitted: np.ndarray, judged: np.ndarray) -> _Rows:
+        """Both among the training rows."""
+        x, targets = self.x, self.targets
+        return _Rows(x[fitted], targets.take(fitted), x[judged], targets.take(judged))
+
+    def with_columns(self, x: np.ndarray, x_tune: np.ndarray) -> _Rows:
+        return self._replace(x=x, x_tune=x_tune)
+
+
+def _narrowed(rows: _Rows, plan: _Plan) -> _Plan:
+    """The screen and penalty with the lowest NLL left out of folds, led up to by the stronger penalties."""
+
+    def loss(fitted: np.ndarray, judged: np.ndarray) -> np.ndarray:
+        scores = [[fit.path[0].tuning_nll for fit in path] for path in _paths(rows.fold(fitted, judged), plan)]
+        # a path that ended early had become worse: its last value stands for the rest
+        return len(judged) * np.ravel([row + row[-1:] * (len(plan.penalties) - len(row)) for row in scores])
+
+    losses = loss_by_folds(rows.targets.event.numpy() > 0, loss)
+    best = (len(plan.screens) - 1) * len(plan.penalties) if losses is None else int(np.argmin(losses))
+    screen, penalty = divmod(best, len(plan.penalties))
+    leading = plan.penalties[: penalty + 1]
+    return replace(plan, penalties=leading, screens=(plan.screens[screen],), patience=len(leading))
+
+
+def _paths(rows: _Rows, plan: _Plan) -> list[list[RidgeHazard]]:
+    """The fits of each screen; each carries its own row as its path."""
+    standardise = Standardiser.fit(rows.x)
+    z, z_tune = standardise(rows.x), standardise(rows.x_tune)
+    order = np.argsort(-score_screen(z, rows.targets, plan.n_bins), kind="stable")
+    paths = []
+    for screen in plan.screens:
+        kept = np.sort(order[:screen])
+        path = []
+        for row, weight, bias in _path(rows.with_columns(z[:, kept], z_tune[:, kept]), plan):
+            full = np.zeros(z.shape[1])
+            full[kept] = weight
+            path.append(RidgeHazard(standardise.mean, standardise.std, full, bias, row.penalty, (row,)))
+        paths.append(path)
+    return paths
+
+
+def _path(rows: _Rows, plan: _Plan) -> Iterator[tuple[PathRow, np.ndarray, np.ndarray]]:
+    """Row, weights [P] and intercepts [K] for each penalty in turn, warm-started, until it only gets worse."""
+    axes = PrincipalAxes.of(rows.x)
+    rank = len(axes.variance)
+    loss = _objective(axes.scores, rows.targets)
+    bias, bias_scale = _marginal(rows.targets, plan.n_bins)
+    curvature = (
+        rows.targets.event.double().mean().item() * axes.variance
+    )  # [r] about the information at the marginal hazard
+    point, best, worse = np.concatenate([np.zeros(rank), bias]), np.inf, 0
+    for penalty in plan.penalties:
+        scale = np.concatenate([1 / np.sqrt(curvature + penalty), bias_scale])
+        minimum = minimise(_penalised(loss, penalty, rank), point, scale)
+        weight, bias = axes.rotation @ minimum.point[:rank], minimum.point[rank:]
+        train = minimum.value - penalty / 2 * float(weight @ weight)
+        tuning = mean_nll(bias + (rows.x_tune @ weight)[:, None], rows.targets_tune) if minimum.converged else np.inf
+        yield PathRow(rows.x.shape[1], penalty, train, tuning, minimum.gradient), weight, bias
+        point = minimum.point if minimum.converged else point
+        best, worse = min(best, tuning), worse + 1 if tuning > best else 0
+        if worse == plan.patience:
+            return
+
+
+def _penalised(loss: Loss, penalty: float, rank: int) -> Loss:
+    def penalised(v: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = loss(v)
+        gradient[:rank] += penalty * v[:rank]
+        return value + penalty / 2 * float(v[:rank] @ v[:rank]), gradient
+
+    return penalised
+
+
+def _objective(scores: np.ndarray, targets: Targets) -> Loss:
+    """Mean NLL and its gradient at (coefficients on the axes [r], intercepts [K])."""
+    rank = scores.shape[1]
+
+    def loss(v: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = torch.from_numpy(v[rank:] + (scores @ v[:rank])[:, None]).requires_grad_()  # [n, K]
+        value = _nll(logits, targets).mean()
+        gradient = torch.autograd.grad(value, logits)[0].numpy()  # [n, K]
+        return value.item(), np.concatenate([gradient.sum(axis=1) @ scores, gradient.sum(axis=0)])
+
+    return loss
+
+
+def _marginal(targets: Targets, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Intercepts without covariates (exact: Λ_k = events/exposure, φ = log expm1 Λ) and their scale, 0 = held."""
+    bins, n = targets.bin.numpy(), len(targets)
+    events = np.bincount(bins, weights=targets.event.numpy(), minlength=n_bins)  # [K]
+    ended = np.bincount(bins, minlength=n_bins)  # [K]
+    lived_through = n - np.cumsum(ended)  # [K] patients whose bin comes later
+    exposure = lived_through + np.bincount(bins, weights=targets.fraction.numpy(), minlength=n_bins)  # [K]
+    hazard = np.maximum(events, 0.5) / np.where(events > 0, exposure, np.maximum(exposure, 1.0))
+    scale = np.divide(1.0, np.sqrt(events / n), out=np.zeros(n_bins), where=events > 0)
+    return hazard + np.log(-np.expm1(-hazard)), scale
+
+
+def _nll(logits: Tensor, targets: Targets) -> Tensor:
+    return survival_nll(logits, targets.bin, targets.fraction, targets.event)
