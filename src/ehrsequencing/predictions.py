@@ -1,0 +1,283 @@
+"""Predictions on disk and in hand: anybody's file is read, checked and interpolated here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float64, Int64, Integer
+
+from ehrsequencing.cohort.labels import within_horizon
+from ehrsequencing.errors import EhrError, Exit
+
+TOLERANCE = 1e-6
+"""By how much survival may leave [0, 1] or rise: rounding of single-precision models."""
+COLUMNS = ("subject_id", "prediction_time", "risk", "horizon_days", "survival")
+_FINGERPRINT, _MODEL = "ehrsequencing.cohort_fingerprint", "ehrsequencing.model"
+_FIX = "write the file as docs describe: one row a subject, survival at the same rising horizons in every row"
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """One model's answer for n subjects.
+
+    Attributes:
+        subject_id: distinct.
+        prediction_time: datetime64[us].
+        risk: higher = sooner; only its order has a meaning.
+        horizon_days: days after prediction_time, strictly increasing, above 0; may be empty.
+        survival: probability of no outcome up to each horizon, never increasing.
+        cohort_fingerprint: of the cohort these are for; empty where unknown.
+        model: its name.
+
+    Raises:
+        EhrError: exit 13, naming the column that is not so.
+    """
+
+    subject_id: Int64[np.ndarray, " n"]
+    prediction_time: np.ndarray
+    risk: Float64[np.ndarray, " n"]
+    horizon_days: Float64[np.ndarray, " m"]
+    survival: Float64[np.ndarray, "n m"]
+    cohort_fingerprint: str = ""
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        _validate(self, self.model or "predictions")
+
+    def __len__(self) -> int:
+        return len(self.subject_id)
+
+    def survival_at(self, times: Float64[np.ndarray, " t"]) -> Float64[np.ndarray, "n t"]:
+        """S(t | x), linear in S between (0, 1) and the horizons; exact at them.
+
+        Raises:
+            EhrError: exit 13 for a time below 0 or beyond the last horizon: curves are not extended.
+
+        >>> day = np.array(["2020-01-01"], dtype="datetime64[us]")
+        >>> one = Predictions(np.array([7]), day, np.array([0.5]), np.array([10.0, 20.0]), np.array([[0.8, 0.4]]))
+        >>> one.survival_at(np.array([0.0, 5.0, 10.0, 15.0])).round(2).tolist()
+        [[1.0, 0.9, 0.8, 0.6]]
+        """
+        knots = np.append(0.0, self.horizon_days)  # [m + 1]
+        last = knots[-1]
+        inside = np.minimum(times, last) if (times <= last * (1 + 1e-9)).all() else times
+        if not ((inside >= 0) & (inside <= last)).all():
+            raise EhrError(
+                f"expected times in [0, {last:g}] days, found {np.min(times):g} to {np.max(times):g}",
+                self.model or "predictions",
+                "shorten the horizon, or write survival up to it",
+                code=Exit.BUNDLE,
+            )
+        curve = np.concatenate([np.ones((len(self), 1)), self.survival], axis=1)  # [n, m + 1]
+        right = np.maximum(np.searchsorted(knots, inside), 1)  # [t]
+        right = np.minimum(right, len(knots) - 1)
+        left = np.maximum(right - 1, 0)
+        width = knots[right] - knots[left]
+        share = np.divide(inside - knots[left], width, out=np.zeros(len(inside)), where=width > 0)  # [t]
+        return curve[:, left] * (1 - share) + curve[:, right] * share
+
+    def take(self, rows: Integer[np.ndarray, " k"]) -> Predictions:
+        """The given rows, in the given order."""
+        return replace(
+            self,
+            subject_id=self.subject_id[rows],
+            prediction_time=self.prediction_time[rows],
+            risk=self.risk[rows],
+            survival=self.survival[rows],
+        )
+
+    @classmethod
+    def concat(cls, parts: Sequence[Predictions]) -> Predictions:
+        """All rows of several files of one model: folds pooled. Horizons, cohort and model must be the same."""
+        first = parts[0]
+        for part in parts[1:]:
+            same = np.array_equal(part.horizon_days, first.horizon_days)
+            if not same or (part.cohort_fingerprint, part.model) != (first.cohort_fingerprint, first.model):
+                raise EhrError(
+                    "expected the same horizon_days, cohort and model in every part",
+                    f"{first.model} and {part.model}",
+                    "pool folds of one model on one cohort",
+                    code=Exit.BUNDLE,
+                )
+        columns = ("subject_id", "prediction_time", "risk", "survival")
+        joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
+        return replace(first, **joined)
+
+    def to_frame(self) -> pl.DataFrame:
+        """The table that is written, one row a subject."""
+        horizons = pl.Series("horizon_days", [self.horizon_days.tolist()], dtype=pl.List(pl.Float64))
+        return pl.DataFrame(
+            {
+                "subject_id": self.subject_id,
+                "prediction_time": self.prediction_time.astype("datetime64[us]"),
+                "risk": self.risk,
+                "horizon_days": horizons.new_from_index(0, len(self)),
+                "survival": _as_lists(self.survival),
+            }
+        )
+
+    def write(self, path: Path | str) -> None:
+        """Write parquet with the cohort's fingerprint and the model's name in its metadata; temporary, then renamed."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        metadata = {_FINGERPRINT: self.cohort_fingerprint, _MODEL: self.model}
+        self.to_frame().write_parquet(partial, metadata=metadata)
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path | str) -> Predictions:
+        """Read and check a predictions file, whoever wrote it.
+
+        Raises:
+            EhrError: exit 13, naming the file and the column that is not as expected.
+        """
+        path = Path(path)
+        frame, metadata = _load(path)
+        _require_columns(frame, str(path))
+        frame = frame.select(COLUMNS)
+        horizons, survival = _curves(frame, str(path))
+        try:
+            return cls(
+                subject_id=frame["subject_id"].cast(pl.Int64).to_numpy(),
+                prediction_time=frame["prediction_time"].cast(pl.Datetime("us")).to_numpy(),
+                risk=frame["risk"].cast(pl.Float64).to_numpy(),
+                horizon_days=horizons,
+                survival=survival,
+                cohort_fingerprint=metadata.get(_FINGERPRINT, ""),
+                model=metadata.get(_MODEL) or path.stem,
+            )
+        except EhrError as error:
+            raise EhrError(error.what, str(path), error.fix, code=Exit.BUNDLE) from None
+
+
+def _as_lists(values: Float64[np.ndarray, "n m"]) -> pl.Series:
+    if values.shape[1] == 0:
+        return pl.Series("survival", [[] for _ in range(len(values))], dtype=pl.List(pl.Float64))
+    return pl.Series("survival", np.ascontiguousarray(values)).arr.to_list()
+
+
+def _load(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
+    try:
+        return pl.read_parquet(path), pl.read_parquet_metadata(path)
+    except FileNotFoundError:
+        raise EhrError("the file does not exist", str(path), "check the path", code=Exit.BUNDLE) from None
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise EhrError(f"not a parquet file: {error}", str(path), "write it as parquet", code=Exit.BUNDLE) from None
+
+
+def _problem(column: str, what: str, where: str) -> EhrError:
+    return EhrError(f"column '{column}': {what}", where, _FIX, code=Exit.BUNDLE)
+
+
+def _require_columns(frame: pl.DataFrame, where: str) -> None:
+    for column in COLUMNS:
+        if column not in frame.columns:
+            found = ", ".join(frame.columns)
+            raise EhrError(f"column '{column}' is missing (found: {found})", where, _FIX, code=Exit.BUNDLE)
+        dtype = frame.schema[column]
+        inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else None
+        good = {
+            "subject_id": dtype.is_integer(),
+            "prediction_time": isinstance(dtype, pl.Datetime) and dtype.time_zone is None,
+            "risk": dtype.is_numeric(),
+        }.get(column, inner is not None and inner.is_numeric())
+        if not good:
+            raise _problem(column, f"unexpected type {dtype}", where)
+        nulls = frame[column].null_count()
+        if nulls:
+            raise _problem(column, f"{nulls} values are missing", where)
+
+
+def _curves(frame: pl.DataFrame, where: str) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, "n m"]]:
+    """The horizons all rows share, and survival at them; refused where lists differ in length or horizons in value."""
+    lists = frame.select(pl.col("horizon_days", "survival").cast(pl.List(pl.Float64)))
+    lengths = lists["horizon_days"].list.len()
+    if lengths.n_unique() > 1:
+        raise _problem("horizon_days", f"lists of {lengths.n_unique()} different lengths", where)
+    unequal = int((lists["survival"].list.len() != lengths).sum())
+    if unequal:
+        raise _problem("survival", f"{unequal} lists are not as long as horizon_days", where)
+    shape = (frame.height, int(lengths[0]) if frame.height else 0)
+    tables = {}
+    for name in ("horizon_days", "survival"):
+        flat = lists[name].explode(empty_as_null=False)
+        if flat.null_count():
+            raise _problem(name, f"{flat.null_count()} values are missing", where)
+        tables[name] = flat.to_numpy().reshape(shape)
+    horizons = tables["horizon_days"]
+    if frame.height and not (np.isfinite(horizons).all() and (horizons == horizons[0]).all()):
+        raise _problem("horizon_days", "expected the same finite horizons in every row", where)
+    return horizons[0] if frame.height else np.zeros(0), tables["survival"]
+
+
+def _validate(found: Predictions, where: str) -> None:
+    repeated = len(found.subject_id) - len(np.unique(found.subject_id))
+    if repeated:
+        raise _problem("subject_id", f"{repeated} rows repeat a subject", where)
+    if np.isnat(found.prediction_time).any():
+        raise _problem("prediction_time", "missing times", where)
+    if not np.isfinite(found.risk).all():
+        raise _problem("risk", f"{int((~np.isfinite(found.risk)).sum())} values are NaN or infinite", where)
+    horizons, survival = found.horizon_days, found.survival
+    if not (np.isfinite(horizons).all() and (np.diff(horizons, prepend=0.0) > 0).all()):
+        raise _problem("horizon_days", "expected finite, strictly increasing days above 0", where)
+    if not np.isfinite(survival).all():
+        raise _problem("survival", f"{int((~np.isfinite(survival)).sum())} values are NaN or infinite", where)
+    outside = (survival < -TOLERANCE) | (survival > 1 + TOLERANCE)
+    if outside.any():
+        raise _problem("survival", f"{int(outside.sum())} values outside [0, 1]", where)
+    rising = (np.diff(survival, axis=1) > TOLERANCE).any(axis=1)
+    if rising.any():
+        raise _problem("survival", f"{int(rising.sum())} curves increase with the horizon", where)
+
+
+def write_horizon_labels(
+    predictions: Predictions, outcomes: pl.DataFrame, horizons: Sequence[float], folder: Path | str
+) -> pl.DataFrame:
+    """One file a horizon in the MEDS evaluation schema: the outcome within it beside its predicted probability.
+
+    Args:
+        outcomes: ``subject_id, prediction_time, duration, event`` of at least the predicted subjects.
+        horizons: days; files are named ``horizon-<days>.parquet``.
+
+    Returns:
+        ``horizon_days, file, rows, left_out``: subjects censored before the horizon are left out and counted.
+
+    Raises:
+        EhrError: exit 13 where a subject has no outcome row, or a horizon lies beyond the curves.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = ["subject_id", "prediction_time"]
+    written = []
+    for horizon in horizons:
+        risk = 1.0 - predictions.survival_at(np.array([float(horizon)]))[:, 0]  # [n]
+        own = predictions.to_frame().select(keys).with_columns(predicted_boolean_probability=risk)
+        known = own.join(outcomes.with_columns(pl.col("prediction_time").cast(pl.Datetime("us"))), on=keys, how="inner")
+        if known.height != len(predictions):
+            missing = len(predictions) - known.height
+            raise EhrError(
+                f"{missing} predicted subjects have no outcome at their prediction_time",
+                predictions.model or "predictions",
+                "use the cohort these predictions were made for",
+                code=Exit.BUNDLE,
+            )
+        labels = within_horizon(known, float(horizon)).join(own, on=keys, how="left").sort(keys)
+        file = folder / f"horizon-{horizon:g}.parquet"
+        partial = file.with_name(file.name + ".partial")
+        labels.select(
+            *keys,
+            "boolean_value",
+            pl.lit(None, dtype=pl.Boolean).alias("predicted_boolean_value"),
+            "predicted_boolean_probability",
+        ).write_parquet(partial)
+        partial.replace(file)
+        written.append((float(horizon), file.name, labels.height, known.height - labels.height))
+    schema = {"horizon_days": pl.Float64, "file": pl.String, "rows": pl.Int64, "left_out": pl.Int64}
+    return pl.DataFrame(written, schema=schema, orient="row")
