@@ -189,7 +189,7 @@ def check_risk(risk: np.ndarray, n: int) -> np.ndarray:
 def check_survival(survival: np.ndarray, n: int) -> np.ndarray:
     """The survival curves as float64[n, m]; EhrError (exit 13) where a value is not a probability."""
     survival = np.asarray(survival, dtype=np.float64)
-    if survival.ndim != 2 or survival.shape[0] != n or not ((survival >= -1e-9) & (survival <= 1 + 1e-9)).all():
+    if survival.ndim != 2 or survival.shape[0] != n or not ((survival >= -1e-6) & (survival <= 1 + 1e-6)).all():
         raise EhrError(
             f"expected {n:,} rows of survival probabilities in [0, 1], found shape {survival.shape}"
             + (f" from {survival.min():g} to {survival.max():g}" if survival.size else ""),
@@ -200,14 +200,32 @@ def check_survival(survival: np.ndarray, n: int) -> np.ndarray:
     return survival
 
 
+def no_pairs() -> EhrError:
+    """The error of a concordance that does not exist."""
+    return EhrError(
+        "no two patients can be compared: no event before the horizon is followed by anybody's later duration",
+        "outcome",
+        "evaluate on more patients or over a longer horizon",
+        code=Exit.COHORT,
+    )
+
+
+def survival_groups(duration: Float64[np.ndarray, " n"], event: Events) -> Int64[np.ndarray, " n"]:
+    """Numbers such that a patient outlives an event exactly when theirs is higher than the event's (``PairCounts``).
+
+    >>> survival_groups(np.array([1.0, 1.0, 2.0, 1.0]), np.array([1, 0, 1, 1]))
+    array([0, 1, 2, 0])
+    """
+    event = np.asarray(event) != 0
+    order = np.lexsort((~event, duration))
+    groups = np.empty(order.size, dtype=np.int64)
+    groups[order] = _runs(duration[order], event[order])
+    return groups
+
+
 def _share(concordant: float, comparable: float) -> float:
     if not comparable > 0:
-        raise EhrError(
-            "no two patients can be compared: no event is followed by anybody's later duration",
-            "outcome",
-            "evaluate on more patients or over a longer horizon",
-            code=Exit.COHORT,
-        )
+        raise no_pairs()
     return float(concordant / comparable)
 
 
