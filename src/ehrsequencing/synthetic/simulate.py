@@ -1,0 +1,87 @@
+"""`simulate`: a MEDS dataset, its prediction times and task, and the truth behind it, in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import meds
+import polars as pl
+import pyarrow.parquet as pq
+import yaml
+
+from ehrsequencing.config import SUBJECTS_PER_SHARD, SimulateConfig, TaskConfig, parse
+from ehrsequencing.events import MedsDataset, fill, staged
+from ehrsequencing.synthetic.blocks import blocks
+from ehrsequencing.synthetic.truth import TRUTH_FILE
+from ehrsequencing.synthetic.vocabulary import OUTCOME, Vocabulary
+
+LABEL_FILE = "labels/prediction_times.parquet"
+TASK_FILE = "task.yaml"
+HORIZON_DAYS = 1_826.0
+
+
+def simulate(out: Path | str, config: SimulateConfig, *, subjects_per_shard: int = SUBJECTS_PER_SHARD) -> MedsDataset:
+    """Write a simulated MEDS dataset with a known truth.
+
+    Beside ``data/`` and ``metadata/`` the folder holds ``labels/prediction_times.parquet`` (a MEDS label file),
+    ``task.yaml`` (names the label file by its absolute path) and ``truth.parquet`` (see ``read_truth``). A patient is
+    the same whatever the number of patients and of shards; the same seed gives the same bytes.
+
+    Raises:
+        EhrError: (ENVIRONMENT) ``out`` cannot be written or holds something else.
+    """
+    out, vocabulary = Path(out), Vocabulary(config.noise_codes)
+    truths: list[pl.DataFrame] = []
+    with staged(out) as folder:
+        frames = _shards(config, vocabulary, truths, subjects_per_shard)
+        facts = {"dataset_version": f"seed {config.seed}, {config.patients} patients"}
+        fill(folder, frames, name="simulated", codes=vocabulary.table(), metadata=facts)
+        truth = pl.concat(truths)
+        truth.write_parquet(folder / TRUTH_FILE)
+        _write_labels(truth, folder / LABEL_FILE)
+        text = yaml.safe_dump(_task(out), sort_keys=False)
+        (folder / TASK_FILE).write_text(text, encoding="utf-8")
+    return MedsDataset.open(out)
+
+
+def simulated_task(folder: Path | str) -> TaskConfig:
+    """The task of a simulated dataset: heart failure within five years of each patient's prediction_time.
+
+    >>> simulated_task("demo").outcome.code
+    'ICD10CM//I50.9'
+    """
+    return parse(TaskConfig, _task(Path(folder)), str(folder))
+
+
+def _task(folder: Path) -> dict[str, object]:
+    labels = (folder / LABEL_FILE).resolve()
+    return {
+        "name": "heart_failure",
+        "index": {"labels": str(labels)},
+        "outcome": {"code": OUTCOME},
+        "horizon_days": HORIZON_DAYS,
+        "follow_up": {"end": "last_record"},
+    }
+
+
+def _shards(
+    config: SimulateConfig, vocabulary: Vocabulary, truths: list[pl.DataFrame], size: int
+) -> Iterator[pl.DataFrame]:
+    """Blocks regrouped into shards of ``size`` patients; each block's truth is kept in ``truths``."""
+    waiting, first = pl.DataFrame(), 1
+    for events, truth in blocks(config, vocabulary):
+        truths.append(truth)
+        waiting = pl.concat([waiting, events]) if waiting.height else events
+        last = int(truth["subject_id"][-1])
+        while last - first + 1 >= size:
+            shard = pl.col("subject_id") < first + size
+            yield waiting.filter(shard)
+            waiting, first = waiting.filter(~shard), first + size
+    if waiting.height:
+        yield waiting
+
+
+def _write_labels(truth: pl.DataFrame, path: Path) -> None:
+    path.parent.mkdir()
+    pq.write_table(meds.LabelSchema.align(truth.select("subject_id", "prediction_time").to_arrow()), path)

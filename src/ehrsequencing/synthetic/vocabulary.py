@@ -1,0 +1,91 @@
+"""The simulator's codes: those that act on the outcome, and the noise around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int32
+
+from ehrsequencing.events import BIRTH, DEATH
+
+MALE, FEMALE = "SEX//M", "SEX//F"
+OUTCOME = "ICD10CM//I50.9"
+HYPERTENSION, DIABETES, CORONARY, COPD = "ICD10CM//I10", "ICD10CM//E11.9", "ICD10CM//I25.10", "ICD10CM//J44.9"
+KIDNEY, FIBRILLATION = "ICD10CM//N18.3", "ICD10CM//I48.91"
+INFARCTION, PNEUMONIA = "ICD10CM//I21.9", "ICD10CM//J18.9"
+ACE_INHIBITOR, STATIN, NSAID, ASPIRIN = "ATC//C09AA05", "ATC//C10AA05", "ATC//M01AE01", "ATC//B01AC06"
+PRESSURE, FILTRATION = "LOINC//8480-6", "LOINC//33914-3"
+EMERGENCY = "VISIT//EMERGENCY"
+SPECIALTIES = ("GENERAL", "CARDIOLOGY", "SURGERY", "ORTHOPAEDICS", "EYE", "SKIN")
+
+DESCRIPTIONS = {
+    BIRTH: "Birth",
+    DEATH: "Death",
+    MALE: "Male",
+    FEMALE: "Female",
+    OUTCOME: "Heart failure, unspecified: the outcome",
+    HYPERTENSION: "Essential hypertension",
+    DIABETES: "Type 2 diabetes mellitus",
+    CORONARY: "Coronary artery disease",
+    COPD: "Chronic obstructive pulmonary disease",
+    KIDNEY: "Chronic kidney disease, stage 3",
+    FIBRILLATION: "Atrial fibrillation",
+    INFARCTION: "Acute myocardial infarction",
+    PNEUMONIA: "Pneumonia",
+    ACE_INHIBITOR: "Ramipril (ACE inhibitor), dispensed",
+    STATIN: "Atorvastatin (statin), dispensed",
+    NSAID: "Ibuprofen (NSAID), dispensed",
+    ASPIRIN: "Low-dose aspirin, dispensed",
+    PRESSURE: "Systolic blood pressure, mmHg",
+    FILTRATION: "Estimated glomerular filtration rate, mL/min/1.73 m2",
+    EMERGENCY: "Emergency admission",
+    **{f"VISIT//{name}": f"Outpatient visit, {name.lower()}" for name in SPECIALTIES},
+}
+_KINDS = (("DX", "diagnosis"), ("PROC", "procedure"), ("RX", "prescription"))
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """All codes in alphabetical order, so that an id sorts as its code does.
+
+    >>> vocabulary = Vocabulary(noise_codes=2)
+    >>> [vocabulary.names[number] for number in vocabulary.noise]
+    ['SIM//DX-0000', 'SIM//PROC-0001']
+    """
+
+    noise_codes: int
+
+    @cached_property
+    def descriptions(self) -> dict[str, str]:
+        """Code to description, alphabetical."""
+        kinds = (_KINDS[number % len(_KINDS)] for number in range(self.noise_codes))
+        noise = {
+            f"SIM//{short}-{number:04d}": f"Simulated {long} {number}, without effect"
+            for number, (short, long) in enumerate(kinds)
+        }
+        return dict(sorted((DESCRIPTIONS | noise).items()))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Every code; the position is its id."""
+        return tuple(self.descriptions)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Code to id."""
+        return {name: number for number, name in enumerate(self.names)}
+
+    @cached_property
+    def noise(self) -> Int32[np.ndarray, " noise"]:
+        """Ids of the noise codes, by number."""
+        by_number = sorted(
+            (name for name in self.names if name.startswith("SIM//")), key=lambda name: int(name.rsplit("-", 1)[1])
+        )
+        return np.array([self.ids[name] for name in by_number], dtype=np.int32)
+
+    def table(self) -> pl.DataFrame:
+        """The MEDS code metadata: code, description."""
+        return pl.DataFrame({"code": list(self.names), "description": list(self.descriptions.values())})
