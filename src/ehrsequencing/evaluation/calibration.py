@@ -1,0 +1,269 @@
+"""Calibration: observed against predicted risk, its slope and intercept, and recalibration of hazard logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+
+from ehrsequencing.config import MIN_TUNING_EVENTS
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.evaluation.compare import LEVEL, resample_counts
+from ehrsequencing.evaluation.metrics import check_survival
+from ehrsequencing.nonparametric import Events, KaplanMeier, check_outcome
+from ehrsequencing.timegrid import TimeGrid, check_horizon, log_softplus, softplus, truncate
+
+MIN_BIN_EVENTS = 10
+"""Bins with fewer tuning events share one recalibration intercept."""
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationCurve:
+    """Observed against predicted risk of the event by a time, in groups of rising predicted risk.
+
+    Attributes:
+        predicted: float64[g], mean predicted risk of the group.
+        observed: float64[g], one minus its Kaplan–Meier estimate; NaN where nobody in it was followed that long.
+        low, high: float64[g], the interval of ``observed``.
+        n: int64[g], patients in the group.
+    """
+
+    predicted: Float64[np.ndarray, " g"]
+    observed: Float64[np.ndarray, " g"]
+    low: Float64[np.ndarray, " g"]
+    high: Float64[np.ndarray, " g"]
+    n: Int64[np.ndarray, " g"]
+
+
+def calibration_curve(
+    duration: Float64[np.ndarray, " n"],
+    event: Events,
+    survival_at_t: Float64[np.ndarray, " n"],
+    t: float,
+    *,
+    groups: int = 10,
+    n_boot: int = 0,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> CalibrationCurve:
+    """The calibration curve at ``t`` days.
+
+    Groups are quantiles of the predicted risk; equal predictions are never split, so that there may be fewer.
+
+    Args:
+        duration, event, survival_at_t: one a patient; the last is the predicted S(t).
+        t: days.
+        groups: how many, at most.
+        n_boot: 0 for the Kaplan–Meier interval (log−log); otherwise resamples of the patients inside each group.
+            A group in which nobody or everybody had the event always has the exact limit of ``KaplanMeier.interval``,
+            because its resamples are all alike.
+        seed: of the resamples.
+        level: of the interval.
+
+    Raises:
+        EhrError: survival that is not a probability (exit 13).
+    """
+    duration, event = check_outcome(duration, event)
+    risk = 1.0 - check_survival(survival_at_t[:, None], duration.size)[:, 0]  # (n,)
+    cuts = np.unique(np.quantile(risk, np.arange(1, groups) / groups, method="inverted_cdf"))
+    member = np.unique(np.searchsorted(cuts, risk, side="left"), return_inverse=True)[1]  # (n,)
+    rows = []
+    for g in range(int(member.max()) + 1):
+        own = member == g
+        rows.append((risk[own].mean(), *_observed(duration[own], event[own], t, n_boot, seed, level)))
+    predicted, observed, low, high = np.array(rows, dtype=np.float64).T
+    return CalibrationCurve(predicted, observed, low, high, np.bincount(member))
+
+
+def _observed(
+    duration: np.ndarray, event: np.ndarray, t: float, n_boot: int, seed: int, level: float
+) -> tuple[float, float, float]:
+    """The observed risk by t and its limits."""
+    km, at = KaplanMeier.fit(duration, event), np.array([float(t)])
+    survival = float(km.at(t))
+    if km.last < t and survival > 0:
+        return np.nan, np.nan, np.nan
+    low, high = (1.0 - float(limit[0]) for limit in reversed(km.interval(at, level)))
+    if n_boot > 0 and 0 < survival < 1:
+        risks = 1.0 - _resampled_survival(duration, event, t, resample_counts(duration.size, n_boot, seed)[1:])
+        low, high = (float(q) for q in np.nanquantile(risks, [(1 - level) / 2, (1 + level) / 2]))
+    return 1.0 - survival, low, high
+
+
+def _resampled_survival(duration: np.ndarray, event: np.ndarray, t: float, counts: np.ndarray) -> np.ndarray:
+    """The Kaplan–Meier estimate at t on every resample, (B,); NaN where nobody drawn was followed to t."""
+    order = np.argsort(duration, kind="stable")
+    weights = counts[:, order].astype(np.float64)  # (B, n)
+    first = np.unique(duration[order], return_index=True)[1]  # (m,) where each distinct time starts
+    at_risk = np.cumsum(weights[:, ::-1], axis=1)[:, ::-1][:, first]  # (B, m)
+    events = np.add.reduceat(weights * event[order], first, axis=1)  # (B, m)
+    lost = np.divide(events, at_risk, out=np.zeros_like(events), where=at_risk > 0)
+    survival = np.prod(1.0 - lost[:, duration[order][first] <= t], axis=1)  # (B,)
+    followed = (weights * (duration[order] >= t)).sum(axis=1) > 0
+    return np.where(followed | (survival == 0), survival, np.nan)
+
+
+@dataclass(frozen=True)
+class CalibrationSummary:
+    """Calibration at a time in four numbers; a perfect model has slope 1, intercept 0 and observed = expected.
+
+    Attributes:
+        slope: of the outcome on the logit of the predicted risk; below 1 the predictions are too extreme. NaN where
+            predictions do not differ or separate the outcomes.
+        intercept: with the slope held at 1, the shift of the logit that would make predictions right on average.
+        observed: one minus the Kaplan–Meier estimate of everybody.
+        expected: the mean predicted risk.
+    """
+
+    slope: float
+    intercept: float
+    observed: float
+    expected: float
+
+
+def calibration_summary(
+    duration: Float64[np.ndarray, " n"],
+    event: Events,
+    survival_at_t: Float64[np.ndarray, " n"],
+    t: float,
+    censoring: KaplanMeier,
+) -> CalibrationSummary:
+    """Logistic recalibration at ``t`` days, patients weighted by the inverse probability of censoring.
+
+    Cox (1958), Biometrika 45:562, on the weighted outcome of ``brier_terms``.
+
+    Raises:
+        EhrError: t past the longest training duration or Ĝ(t−) < 0.1 (exit 12); survival not in [0, 1] (exit 13).
+    """
+    duration, event = check_outcome(duration, event)
+    check_horizon(t, censoring)
+    risk = 1.0 - check_survival(survival_at_t[:, None], duration.size)[:, 0]
+    died = event & (duration <= t)
+    alive = (duration > t) | (~event & (duration == t))
+    weight = np.where(died, 1 / censoring.before(np.minimum(duration, t)), alive / censoring.before(t))  # (n,)
+    score = logit(np.clip(risk, 1e-12, 1 - 1e-12))  # (n,)
+    both = np.column_stack([score, np.ones(score.size)])
+    slope = _logistic(both, np.zeros(score.size), died, weight)[0] if np.ptp(score) > 0 else np.nan
+    intercept = _logistic(both[:, 1:], score, died, weight)[0]
+    observed = 1.0 - float(KaplanMeier.fit(duration, event).at(t))
+    return CalibrationSummary(float(slope), float(intercept), observed, float(risk.mean()))
+
+
+def _logistic(x: np.ndarray, offset: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weighted maximum likelihood, (p,); NaN where it does not exist."""
+
+    def loss(b: np.ndarray) -> tuple[float, np.ndarray]:
+        score = offset + x @ b  # (n,)
+        return float(weight @ (softplus(score) - y * score)) / scale, x.T @ (weight * (expit(score) - y)) / scale
+
+    scale, start = weight.sum(), np.zeros(x.shape[1])
+    if not 0 < weight @ y < scale:
+        return np.full(x.shape[1], np.nan)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"gtol": 1e-10, "ftol": 1e-15})
+    return found.x if np.abs(found.x).max() < 1e3 else np.full(x.shape[1], np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Recalibration:
+    """A last, explicit step on hazard logits: φ ↦ slope · φ + intercept of the bin.
+
+    Attributes:
+        slope: at least 0, so that no ranking is turned round.
+        intercepts: float64[K]; bins with under 10 tuning events share one.
+        note: what was done and why, for people.
+    """
+
+    slope: float
+    intercepts: Float64[np.ndarray, " K"]
+    note: str
+
+    @classmethod
+    def fit(
+        cls,
+        logits: Float[np.ndarray, "n K"],
+        duration: Float64[np.ndarray, " n"],
+        event: Events,
+        grid: TimeGrid,
+    ) -> Recalibration:
+        """Minimise the tuning patients' exact likelihood (``TimeGrid.nll``), convex in slope and intercepts.
+
+        Under 20 tuning events nothing is changed, and the note says so.
+
+        Args:
+            logits: hazard logits of the tuning patients.
+            duration, event: their outcome; durations past τ are censored there.
+            grid: the bins of the logits.
+        """
+        duration, event = truncate(duration, event, grid.tau)
+        n_events = int(event.sum())
+        if n_events < MIN_TUNING_EVENTS:
+            note = f"not recalibrated: {n_events} tuning events, at least {MIN_TUNING_EVENTS} are needed"
+            return cls(1.0, np.zeros(grid.n_bins), note)
+        bins, fraction = grid.locate(duration)
+        shared = _shared_intercepts(np.bincount(bins[event == 1], minlength=grid.n_bins))  # (K,)
+        slope, intercepts = _fit_affine(logits.astype(np.float64), bins, grid.exposure(bins, fraction), event, shared)
+        note = f"slope {slope:.3f}, {intercepts.size} intercept{'s' * (intercepts.size > 1)}, {n_events} tuning events"
+        return cls(slope, intercepts[shared], note)
+
+    def apply(self, logits: Float[np.ndarray, "n K"]) -> Float64[np.ndarray, "n K"]:
+        """The recalibrated logits.
+
+        >>> Recalibration(2.0, np.array([0.5, 0.0]), "").apply(np.array([[1.0, -1.0]]))
+        array([[ 2.5, -2. ]])
+        """
+        return self.slope * logits.astype(np.float64) + self.intercepts
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file; exact."""
+        return {"slope": self.slope, "intercepts": self.intercepts.tolist(), "note": self.note}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Recalibration:
+        """The recalibration of ``to_json``."""
+        return cls(float(data["slope"]), np.asarray(data["intercepts"], dtype=np.float64), str(data["note"]))
+
+
+def _shared_intercepts(events: np.ndarray) -> np.ndarray:
+    """Which intercept each bin has, (K,): its own, or where it has few events the one of all such bins.
+
+    >>> _shared_intercepts(np.array([12, 3, 15, 4]))
+    array([0, 2, 1, 2])
+    """
+    own = events >= MIN_BIN_EVENTS
+    return np.where(own, np.cumsum(own) - 1, own.sum())
+
+
+def _fit_affine(
+    logits: np.ndarray, bins: np.ndarray, exposure: np.ndarray, event: np.ndarray, shared: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Slope and intercepts (one a value of ``shared``) at the least mean negative log likelihood."""
+    n, count = bins.size, int(shared.max()) + 1
+    row = np.arange(n)
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        phi = parameters[0] * logits + parameters[1:][shared]  # (n, K)
+        own = phi[row, bins]  # (n,)
+        value = (exposure * softplus(phi)).sum() - event @ log_softplus(own)
+        slope = exposure * expit(phi)  # (n, K) ∂/∂φ; d log sp(φ) = σ(φ) / sp(φ), both tiny together
+        slope[row, bins] -= event * np.exp(-softplus(-own) - log_softplus(own))
+        by_bin = slope.sum(axis=0)  # (K,)
+        gradient = np.append((slope * logits).sum(), np.bincount(shared, weights=by_bin, minlength=count))
+        return value / n, gradient / n
+
+    start = np.append(1.0, np.zeros(count))
+    bounds: Sequence[tuple[float | None, float | None]] = [(0.0, None), *[(None, None)] * count]
+    options = {"gtol": 1e-9, "ftol": 1e-15, "maxiter": 1_000, "maxfun": 10_000}
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    if not np.isfinite(found.fun):
+        raise EhrError(
+            "recalibration found no finite likelihood",
+            "hazard logits of the tuning split",
+            "check the model's logits: they must be finite",
+            code=Exit.BUNDLE,
+        )
+    return float(found.x[0]), found.x[1:]
