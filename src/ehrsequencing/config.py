@@ -20,6 +20,8 @@ SPLIT_FRACTIONS = {"train": 0.70, "tuning": 0.15, "held_out": 0.15}
 TRAIN, TUNING, HELD_OUT = "train", "tuning", "held_out"
 CURVE_POINTS = 100
 """Equally spaced points on (0, tau] at which a prediction's survival curve is written."""
+MIN_CURVE_POINTS = 20
+"""Points reaching tau that somebody else's survival curve needs for figures that read the whole curve."""
 MIN_CENSORING_SURVIVAL = 0.1
 """A horizon at which the censoring distribution is below this is refused."""
 MIN_TRAIN_EVENTS, MIN_TUNING_EVENTS = 100, 20
