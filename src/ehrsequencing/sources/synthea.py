@@ -140,10 +140,11 @@ def convert_synthea(src: Path, out: Path, *, subjects_per_shard: int = SUBJECTS_
         conversion.spill.remove()
         for tally in conversion.tallies:
             write_rejects(folder, tally.table, tally.rejects_table())
-        private = write_id_map(out, conversion.people["PATIENT"], conversion.people["subject_id"])
+        known = conversion.people.drop_nulls("subject_id")
+        private = write_id_map(out, known["PATIENT"], known["subject_id"])
     return ConversionReport(
         dataset=MedsDataset.open(out),
-        subjects=conversion.people["subject_id"].count(),
+        subjects=known.height,
         tallies=tuple(conversion.tallies),
         ignored=_ignored(src, tables),
         notes=conversion.notes(),

@@ -101,7 +101,11 @@ def _row_numbers(start: int, count: int, ragged: list[int]) -> np.ndarray:
 
 
 def _batches(path: Path, columns: list[str], ragged: list[int]) -> Iterator[pa.RecordBatch]:
+    unclosed: list[int] = []
+
     def set_aside(row: Any) -> str:
+        if "\n" in (row.text or "").strip():
+            unclosed.append(row.number)
         ragged.append(row.number)
         return "skip"
 
@@ -115,7 +119,10 @@ def _batches(path: Path, columns: list[str], ragged: list[int]) -> Iterator[pa.R
     read = pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)
     try:
         with pa.input_stream(path, compression="detect") as stream:
-            yield from pacsv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
+            for batch in pacsv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert):
+                _refuse_unclosed(path, unclosed)
+                yield batch
+            _refuse_unclosed(path, unclosed)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from None
 
@@ -134,6 +141,12 @@ def _read_header(path: Path) -> tuple[str, ...]:
         twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
         raise EhrError(f"several columns are called {twice}", str(path), "rename or remove all but one")
     return header
+
+
+def _refuse_unclosed(path: Path, rows: list[int]) -> None:
+    if rows:
+        what = f"row {rows[0]} runs over several lines and does not fit the header: a quote is not closed"
+        raise EhrError(what, str(path), "close the quote, or export the table again")
 
 
 def _damaged(path: Path, error: BaseException) -> EhrError:
