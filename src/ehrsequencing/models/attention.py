@@ -34,7 +34,7 @@ def attend(
     k: Float[Tensor, "B heads L D"],
     v: Float[Tensor, "B heads L D"],
     layout: Layout,
-    dropout: float = 0.0,
+    dropout: float | int = 0.0,
 ) -> Float[Tensor, "B heads L D"]:
     """softmax(qkᵀ/√D)v within ``layout`` (Vaswani et al. 2017); values at padded queries are finite and meaningless.
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,7 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.attention import Layout, attend
 from ehrsequencing.models.configuration import BEHRTConfig
 
+Model = TypeVar("Model", bound="BEHRTPreTrainedModel")
 AGE_BIN_YEARS, AGE_BINS = 5, 24
 AGE_PERIODS = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 """Periods (years) of the continuous age features, so that attention can read time differences from ages."""
@@ -152,7 +153,7 @@ class BEHRTPreTrainedModel(PreTrainedModel):
     """Prefixes of a checkpoint's tensors that this class leaves aside knowingly."""
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]
+    def from_pretrained(cls: type[Model], folder: str | Path, **kwargs: Any) -> Model:  # type: ignore[override]
         """The model saved in a local folder (config.json, model.safetensors), in eval mode.
 
         EhrError (exit 13) where the folder is not one, or where any tensor is missing, unexpected or misshapen.

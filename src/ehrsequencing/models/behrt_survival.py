@@ -26,8 +26,8 @@ MIN_STD = 1e-6
 """A pooled feature that varies less than this on the training rows is centred only."""
 
 
-def pool(hidden: Float[Tensor, "B L H"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B 3H"]:
-    """[CLS], mean and maximum over a record's real tokens, concatenated; [CLS] leads the row."""
+def pool(hidden: Float[Tensor, "B L H"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B F"]:
+    """[CLS], mean and maximum over a record's real tokens, concatenated: F = 3H; [CLS] leads the row."""
     real = mask[..., None]  # [B,L,1]
     mean = (hidden * real).sum(dim=1) / real.sum(dim=1)  # [B,H]
     top = hidden.masked_fill(~real, -torch.inf).amax(dim=1)  # [B,H]
@@ -97,7 +97,7 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
         """Hazard logits of each patient at its prediction_time."""
         return self.hazard_head(self.features(batch))
 
-    def features(self, batch: Batch) -> Float[Tensor, "B 3H"]:
+    def features(self, batch: Batch) -> Float[Tensor, "B F"]:
         """The pooled vector of each patient, before the head's standardiser: what a frozen encoder caches."""
         return pool(self.behrt(batch), batch.mask)
 

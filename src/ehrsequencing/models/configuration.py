@@ -34,7 +34,9 @@ class BEHRTConfig(PretrainedConfig):
     """
 
     model_type = "behrt"
+    __no_type_check__ = True  # run-time checkers read the fields as the signature; from_dict passes more than those
 
+    tie_word_embeddings: bool = True
     vocab_size: int = 1_004
     value_codes: list[int] | tuple[int, ...] = ()
     embedding_size: int = 64
@@ -43,17 +45,17 @@ class BEHRTConfig(PretrainedConfig):
     num_attention_heads: int = 4
     intermediate_size: int = 0
     max_visits: int = 128
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
+    dropout: float | int = 0.1
+    attention_dropout: float | int = 0.0
     attention: str = "bidirectional"
     n_bins: int = 20
     head_hidden: int = 40
-    head_dropout: float = 0.1
+    head_dropout: float | int = 0.1
     freeze_behrt: bool = False
     use_lora: bool = False
     lora_rank: int = 16
     lora_alpha: float | int = 32
-    lora_dropout: float = 0.0
+    lora_dropout: float | int = 0.0
     lora_targets: list[str] | tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
     lora_train_embeddings: bool = False
 

@@ -25,8 +25,8 @@ class AdapterSpec:
     """Rank, alpha (the update is scaled by alpha/rank), dropout on the adapter's input, and the layers wrapped."""
 
     rank: int
-    alpha: float
-    dropout: float = 0.0
+    alpha: float | int
+    dropout: float | int = 0.0
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self) -> None:
@@ -74,8 +74,8 @@ def adapter_of(behrt: nn.Module) -> AdapterSpec | None:
 def apply_lora_to_behrt(
     behrt: nn.Module,
     rank: int = 16,
-    alpha: float = 32,
-    dropout: float = 0.0,
+    alpha: float | int = 32,
+    dropout: float | int = 0.0,
     *,
     targets: Sequence[str] = TARGETS,
     train_embeddings: bool = False,

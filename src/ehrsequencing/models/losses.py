@@ -134,7 +134,7 @@ def hybrid_loss(
     fraction: Float[Tensor, " B"],
     event: Int[Tensor, " B"] | Bool[Tensor, " B"],
     duration: Float[Tensor, " B"],
-    lambda_rank: float,
+    lambda_rank: float | int,
 ) -> HybridLoss:
     """Mean NLL + lambda_rank × ranking term over one optimiser step (every patient of the step in one call)."""
     nll = survival_nll(logits, bin, fraction, event).mean()

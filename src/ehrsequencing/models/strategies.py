@@ -31,8 +31,8 @@ class Strategy:
     kind: Literal["strategy", "control"] = "strategy"
     encoder: Literal["pretrained", "random"] = "pretrained"
     lora_rank: int | None = None
-    lora_alpha: float | None = None
-    lora_dropout: float = 0.0
+    lora_alpha: float | int | None = None
+    lora_dropout: float | int = 0.0
     head: Literal["mlp", "linear"] = "mlp"
     learning_rate: float = 1e-3
 
