@@ -1,27 +1,214 @@
-"""Adapts an encoder to one outcome by a strategy: cached features for frozen encoders, tokens for the others."""
+"""Adapts an encoder to one outcome by a strategy: cached features for a frozen encoder, tokens for the others."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
-from torch import Tensor
+from jaxtyping import Float32, Float64
+from torch import Tensor, nn
 
-from ehrsequencing.batches import SurvivalData, Targets, collate, micro_batches
-from ehrsequencing.config import HELD_OUT, TRAIN, TUNING, FinetuneConfig, ModelConfig, OptimizerConfig
-from ehrsequencing.evaluation.metrics import harrell_c, integrated_brier
-from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
+from ehrsequencing.batches import SurvivalData
+from ehrsequencing.config import TRAIN, TUNING, OptimizerConfig
+from ehrsequencing.evaluation.metrics import harrell_c
+from ehrsequencing.models.behrt import BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
-from ehrsequencing.models.forward import encode, hazard_logits
-from ehrsequencing.models.losses import hybrid_loss
-from ehrsequencing.models.strategies import FootprintAudit, Strategy, apply_strategy, footprint
-from ehrsequencing.models.wide import RidgeHazard, fit_ridge_hazard
-from ehrsequencing.nonparametric import censoring_distribution
-from ehrsequencing.training.checkpoints import calibrated_choice
-from ehrsequencing.training.loop import Epoch, Progress, Schedule, silent, train
+from ehrsequencing.models.forward import encode, hazard_logits, in_micro_batches
+from ehrsequencing.models.strategies import FootprintAudit, Strategy, footprint
+from ehrsequencing.models.wide import fit_ridge_hazard
+from ehrsequencing.training.checkpoints import calibrated_among_the_best
+from ehrsequencing.training.loop import Epoch, Objective, Progress, Schedule, Tick, silent, train
+from ehrsequencing.training.objectives import SurvivalObjective, TuningScore
 from ehrsequencing.training.recipes import Recipe
+
+MLP, LINEAR = "mlp", "linear"
+
+
+class FeatureCache:
+    """Pooled features of whole token stores, computed once per encoder: keyed by weights, tokens and mask."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Float32[Tensor, "N F"]] = {}
+        self.encoder_passes = 0
+
+    def get(self, model: BEHRTForSurvival, data: SurvivalData) -> Float32[Tensor, "N F"]:
+        """Features of every row of ``data`` under the model's encoder, in eval mode."""
+        key = f"{_digest(model.behrt)}/{data.tokens.fingerprint}/{model.config.attention}"
+        if key not in self._kept:
+            self._kept[key] = encode(model, data.tokens, np.arange(len(data)))
+            self.encoder_passes += 1
+        return self._kept[key]
+
+
+@dataclass
+class FineTuned:
+    """A fitted model with its raw hazard logits for every row of the data, and how it came about.
+
+    Attributes:
+        logits: float64 [N, K], before any blending or recalibration.
+        counts: parameters, ``trainable`` and ``total`` at least.
+        history: one record an epoch; empty for a head fitted to convergence.
+    """
+
+    strategy: Strategy
+    model: BEHRTForSurvival
+    logits: Float64[np.ndarray, "N K"]
+    counts: dict[str, int]
+    history: list[Epoch]
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+    def tuning(self, data: SurvivalData) -> dict[str, float]:
+        """``tuning_c``, ``tuning_brier``, ``tuning_nll`` of the model as kept."""
+        return TuningScore(data)(self.logits[data.index(TUNING)])
+
+    def train_c(self, data: SurvivalData) -> float:
+        """Harrell's C on the training rows, in eval mode."""
+        rows = data.index(TRAIN)
+        targets = data.targets(rows)
+        return harrell_c(targets.duration.numpy(), targets.event.numpy(), data.grid.risk(self.logits[rows]))
+
+
+def finetune(
+    data: SurvivalData,
+    strategy: Strategy,
+    recipe: Recipe,
+    encoder: BEHRTModel,
+    *,
+    seed: int = 0,
+    dropout: float | None = None,
+    cache: FeatureCache | None = None,
+    progress: Progress = silent,
+) -> FineTuned:
+    """Fit one strategy on the training split, stopped and selected on the tuning split; held-out rows are only scored.
+
+    ``encoder`` is copied, never changed; a strategy with a random encoder takes its sizes alone.
+    """
+    started = time.perf_counter()
+    cache = cache or FeatureCache()
+    if strategy.head == "best":
+        heads = [replace(strategy, head=MLP), replace(strategy, head=LINEAR)]
+        fits = [_fit(data, s, recipe, encoder, seed, dropout, cache, progress) for s in heads]
+        best = min(fits, key=lambda fit: fit.tuning(data)["tuning_nll"])
+        best.notes.append(f"{best.strategy.head} head kept: lower tuning likelihood loss")
+        fitted = replace(best, strategy=strategy)
+    else:
+        fitted = _fit(data, strategy, recipe, encoder, seed, dropout, cache, progress)
+    return replace(fitted, seconds=time.perf_counter() - started)
+
+
+def _fit(
+    data: SurvivalData,
+    strategy: Strategy,
+    recipe: Recipe,
+    encoder: BEHRTModel,
+    seed: int,
+    dropout: float | None,
+    cache: FeatureCache,
+    progress: Progress,
+) -> FineTuned:
+    torch.manual_seed(seed)
+    overrides: dict[str, Any] = {"n_bins": data.grid.n_bins, "head": strategy.head}
+    if dropout is not None:
+        overrides |= {"dropout": dropout, "head_dropout": dropout}
+    model = BEHRTForSurvival.from_encoder(encoder, strategy=strategy, **overrides)
+    _prepare_head(model, data, cache)
+    if strategy.head == LINEAR:
+        return _fit_linear(model, data, strategy, cache, progress)
+    return _fit_by_loop(model, data, strategy, recipe, seed, cache, progress)
+
+
+def _prepare_head(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache) -> None:
+    """Standardise features by the training rows under the encoder as it starts; bias at the marginal hazard."""
+    rows = data.index(TRAIN)
+    features = cache.get(model, data)[torch.from_numpy(rows)]
+    targets = data.targets(rows)
+    marginal = data.grid.marginal_logits(targets.duration.numpy(), targets.event.numpy())
+    model.hazard_head.set_standardiser(features.mean(dim=0), features.std(dim=0))
+    model.hazard_head.set_marginal(torch.from_numpy(marginal).float())
+
+
+def _fit_linear(
+    model: BEHRTForSurvival, data: SurvivalData, strategy: Strategy, cache: FeatureCache, progress: Progress
+) -> FineTuned:
+    train_rows, tuning_rows = data.index(TRAIN), data.index(TUNING)
+    x = cache.get(model, data).numpy()
+    counts = model.get_trainable_parameters()
+    progress(Tick(strategy.name, 0, 1, _footprint(model, strategy)))
+    ridge = fit_ridge_hazard(
+        x[train_rows],
+        data.targets(train_rows),
+        x[tuning_rows],
+        data.targets(tuning_rows),
+        n_bins=data.grid.n_bins,
+    )
+    model.hazard_head.set_ridge(ridge)
+    logits = _head_logits(model, cache.get(model, data))
+    progress(Tick(strategy.name, 1, 1, f"penalty {ridge.penalty:.2g} chosen on tuning"))
+    return FineTuned(strategy, model, logits, counts, [], 0.0, list(ridge.notes))
+
+
+def _fit_by_loop(
+    model: BEHRTForSurvival,
+    data: SurvivalData,
+    strategy: Strategy,
+    recipe: Recipe,
+    seed: int,
+    cache: FeatureCache,
+    progress: Progress,
+) -> FineTuned:
+    module, objective = _objective(model, data, strategy, recipe, cache)
+    optimizer = OptimizerConfig(
+        learning_rate=strategy.learning_rate, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm
+    )
+    schedule = Schedule(recipe.epochs, recipe.batch_size, optimizer, recipe.patience, seed)
+    audit = FootprintAudit(model)
+    counts = model.get_trainable_parameters()
+    progress(Tick(strategy.name, 0, recipe.epochs, _footprint(model, strategy)))
+    choose = calibrated_among_the_best(objective) if recipe.checkpoint == "c_index+calibration" else None
+    history = train(module, objective, schedule, title=strategy.name, progress=progress, audit=audit, choose=choose)
+    model.eval()
+    notes = list(audit.notes)
+    if objective.steps_without_pairs:
+        notes.append(f"{objective.steps_without_pairs} steps had no comparable pair: the ranking term was left out")
+    if not objective.score.can_rank:
+        notes.append("no comparable pair in the tuning split: epochs were selected by likelihood")
+    if strategy.cached_features:
+        logits = _head_logits(model, cache.get(model, data))
+    else:
+        logits = hazard_logits(model, data.tokens, np.arange(len(data)))
+    return FineTuned(strategy, model, logits, counts, history, 0.0, notes)
+
+
+def _objective(
+    model: BEHRTForSurvival, data: SurvivalData, strategy: Strategy, recipe: Recipe, cache: FeatureCache
+) -> tuple[nn.Module, SurvivalObjective]:
+    """A frozen encoder runs once and the loop moves the head on cached features; otherwise it runs on tokens."""
+    if strategy.cached_features:
+        features = cache.get(model, data)
+        forward = lambda rows: model.hazard_head(features[torch.from_numpy(rows)])[:, 0]  # noqa: E731
+    else:
+        forward = lambda rows: in_micro_batches(model, data.tokens, rows)[:, 0]  # noqa: E731
+    return model, SurvivalObjective(data, forward, recipe.lambda_rank)
+
+
+@torch.no_grad()
+def _head_logits(model: BEHRTForSurvival, features: Float32[Tensor, "N F"]) -> Float64[np.ndarray, "N K"]:
+    model.eval()
+    return model.hazard_head(features)[:, 0].double().numpy()
+
+
+def _footprint(model: BEHRTForSurvival, strategy: Strategy) -> str:
+    return footprint(model) if strategy.head == MLP else f"{footprint(model)}, by a convex fit"
+
+
+def _digest(module: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -152,7 +152,8 @@ def train(
     Stops when ``score`` has not improved for ``schedule.patience`` epochs. ``choose`` may pick another epoch than the
     best-scoring one (all states are then kept until the end). ``audit`` is asserted at the end of the first epoch.
     """
-    generator = torch.Generator().manual_seed(schedule.seed)
+    torch.manual_seed(schedule.seed)
+    generator = np.random.default_rng(schedule.seed)
     steps_per_epoch = math.ceil(objective.n_rows / schedule.batch_size)
     optimizer = make_optimizer(model, schedule.optimizer)
     factor = warmup_cosine(schedule.epochs * steps_per_epoch, schedule.optimizer.warmup_fraction)

@@ -1,0 +1,254 @@
+"""A trained run on disk, whole: weights, tokenizer, features, grid, task, and what is needed to predict again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from safetensors.numpy import load_file, save_file
+
+from ehrsequencing.config import TaskConfig, parse
+from ehrsequencing.errors import EhrError, Exit, nearest
+from ehrsequencing.evaluation.calibration import Recalibration
+from ehrsequencing.features import FeatureSpec
+from ehrsequencing.files import staged, write_json
+from ehrsequencing.models.behrt import BEHRTModel
+from ehrsequencing.models.behrt_survival import BEHRTForSurvival
+from ehrsequencing.models.blend import blend
+from ehrsequencing.models.lora import adapter_of, load_adapter, save_adapter
+from ehrsequencing.models.pretraining import BEHRTForMaskedLM
+from ehrsequencing.models.wide import RidgeHazard
+from ehrsequencing.timegrid import TimeGrid
+from ehrsequencing.tokens import Tokenizer
+
+FORMAT = 1
+MARKER = "bundle.json"
+ENCODER_MARKER = "pretraining.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of reading a bundle: α · deep + (1 − α) · wide hazard logits, then the recalibration (or none)."""
+
+    alpha: float
+    recalibration: Recalibration | None
+
+    def logits(
+        self, deep: Float64[np.ndarray, "n K"] | None, wide: Float64[np.ndarray, "n K"] | None
+    ) -> Float64[np.ndarray, "n K"]:
+        """The row's own hazard logits; a part with no weight may be None."""
+        mixed = deep if self.alpha == 1 else wide if self.alpha == 0 else blend(deep, wide, self.alpha)
+        if mixed is None:
+            raise ValueError(f"alpha {self.alpha} needs a part that was not given")
+        return mixed if self.recalibration is None else self.recalibration.apply(mixed)
+
+    def to_json(self) -> dict[str, Any]:
+        recalibration = None if self.recalibration is None else self.recalibration.to_json()
+        return {"alpha": self.alpha, "recalibration": recalibration}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Row:
+        recalibration = data["recalibration"]
+        return cls(data["alpha"], None if recalibration is None else Recalibration.from_json(recalibration))
+
+
+@dataclass
+class Bundle:
+    """Everything a prediction needs, and how it came about.
+
+    Attributes:
+        rows: the ways of reading it by name, for instance ``lora``, ``wide``, ``lora+wide``; the first is the default.
+        facts: plain data: strategy, seed, recipe, fingerprints, metrics on tuning, footprint.
+        history: one record an epoch.
+    """
+
+    task: TaskConfig
+    tokenizer: Tokenizer
+    features: FeatureSpec
+    grid: TimeGrid
+    model: BEHRTForSurvival
+    wide: RidgeHazard
+    rows: dict[str, Row]
+    facts: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def default_row(self) -> str:
+        return next(iter(self.rows))
+
+    def row(self, name: str | None) -> tuple[str, Row]:
+        """The row of that name (None: the default); EhrError (exit 2) names the nearest."""
+        name = self.default_row if name is None else name
+        if name not in self.rows:
+            close = nearest(name, self.rows, 1) or list(self.rows)
+            raise EhrError(f"the bundle has no row '{name}'", "--row", f"try {', '.join(close)}", code=Exit.USAGE)
+        return name, self.rows[name]
+
+    def save(self, folder: Path | str) -> None:
+        """Write the bundle; appears whole or not at all.
+
+        LoRA is stored as an adapter over its base (``encoder/`` and ``adapter.safetensors``), other strategies as
+        one model (``model/``). ``bundle.json`` lists every file with its blake2b.
+        """
+        with staged(folder, MARKER) as draft:
+            if adapter_of(self.model.behrt) is None:
+                self.model.save_pretrained(draft / "model")
+            else:
+                _save_base(self.model, draft / "encoder")
+                save_adapter(self.model, draft / "adapter.safetensors")
+                write_json(draft / "model.json", self.model.config.to_dict())
+            save_file(self.wide.to_arrays(), draft / "wide.safetensors")
+            self.tokenizer.save(draft / "tokenizer.json")
+            write_json(draft / "features.json", self.features.to_json())
+            write_json(draft / "grid.json", self.grid.to_json())
+            write_json(draft / "task.json", self.task.model_dump(mode="json", by_alias=True))
+            write_json(draft / "history.json", self.history)
+            write_json(draft / "environment.json", environment())
+            (draft / "MODEL_CARD.md").write_text(model_card(self), encoding="utf-8")
+            manifest = {
+                "format": FORMAT,
+                "rows": {name: row.to_json() for name, row in self.rows.items()},
+                "facts": self.facts,
+                "files": _digests(draft),
+            }
+            write_json(draft / MARKER, manifest)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Bundle:
+        """Read a bundle; runs no code from it. EhrError (exit 13) where it is missing, altered or from a newer format."""
+        folder = Path(folder)
+        manifest = _manifest(folder)
+        texts = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("features", "grid", "history")}
+        return cls(
+            task=parse(TaskConfig, json.loads((folder / "task.json").read_text()), str(folder / "task.json")),
+            tokenizer=Tokenizer.load(folder / "tokenizer.json"),
+            features=FeatureSpec.from_json(texts["features"]),
+            grid=TimeGrid.from_json(texts["grid"]),
+            model=_load_model(folder),
+            wide=RidgeHazard.from_arrays(load_file(folder / "wide.safetensors")),
+            rows={name: Row.from_json(row) for name, row in manifest["rows"].items()},
+            facts=manifest["facts"],
+            history=texts["history"],
+        )
+
+
+@dataclass
+class Encoder:
+    """A pretrained encoder with the tokenizer it reads through and the record of its pretraining."""
+
+    model: BEHRTModel
+    tokenizer: Tokenizer
+    record: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Encoder:
+        """Read what ``save_encoder`` wrote; EhrError (exit 13) where it is not whole."""
+        folder = Path(folder)
+        for name in ("model.safetensors", "config.json", "tokenizer.json", ENCODER_MARKER):
+            if not (folder / name).is_file():
+                fix = "give the folder that 'ehrseq pretrain' wrote"
+                raise EhrError(f"no encoder here: {name} is missing", str(folder), fix, code=Exit.BUNDLE)
+        record = json.loads((folder / ENCODER_MARKER).read_text(encoding="utf-8"))
+        return cls(BEHRTModel.from_pretrained(folder), Tokenizer.load(folder / "tokenizer.json"), record)
+
+
+def save_encoder(folder: Path | str, model: BEHRTForMaskedLM, tokenizer: Tokenizer, record: dict[str, Any]) -> None:
+    """Write a pretrained model, its tokenizer and its record; appears whole or not at all."""
+    with staged(folder, ENCODER_MARKER) as draft:
+        model.save_pretrained(draft)
+        tokenizer.save(draft / "tokenizer.json")
+        write_json(draft / ENCODER_MARKER, record)
+
+
+def environment() -> dict[str, str]:
+    """Versions that a result depends on."""
+    names = ("ehrsequencing", "torch", "transformers", "peft", "numpy", "polars", "xgboost-cpu", "lifelines")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def model_card(bundle: Bundle) -> str:
+    """What the bundle is for, what it was fitted on, and what it must not be used for; counts are suppressed below 10."""
+    facts, task = bundle.facts, bundle.task
+    lines = [
+        f"# {task.name}: {bundle.default_row}",
+        "",
+        f"Predicts the time from prediction_time to the outcome `{_code(task)}` within {bundle.grid.tau:g} days, "
+        "from coded records up to prediction_time.",
+        "",
+        f"- strategy: {facts.get('strategy', 'unknown')}; rows: {', '.join(bundle.rows)} (the first is the default)",
+        f"- trained on: {facts.get('trained_on', 'unknown')}",
+        f"- parameters: {facts.get('footprint', 'unknown')}",
+        f"- tuning split: {facts.get('tuning_text', 'not recorded')}",
+        f"- records read through: {bundle.tokenizer.vocab_size:,} codes, at most "
+        f"{bundle.tokenizer.config.max_tokens} tokens a patient",
+        "",
+        "Risk is minus the restricted mean survival time to the horizon: higher means sooner. Figures above are of one "
+        "training run on one dataset; validate on your own patients before relying on them, and never use them alone "
+        "for decisions about a person.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _code(task: TaskConfig) -> str:
+    code = task.outcome.code
+    return code if isinstance(code, str) else json.dumps(code.model_dump(exclude_none=True))
+
+
+def _save_base(model: BEHRTForSurvival, folder: Path) -> None:
+    plain = BEHRTModel(type(model.config).from_dict({**model.config.to_dict(), "use_lora": False}))
+    own = model.behrt.state_dict()
+    base = {name.replace(".base_layer.", "."): value for name, value in own.items() if ".lora_" not in name}
+    plain.load_state_dict(base, strict=True)
+    plain.save_pretrained(folder)
+
+
+def _load_model(folder: Path) -> BEHRTForSurvival:
+    if (folder / "model").is_dir():
+        model = BEHRTForSurvival.from_pretrained(folder / "model")
+    else:
+        config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        overrides = {name: config[name] for name in ("n_bins", "head", "head_hidden", "head_dropout")}
+        model = BEHRTForSurvival.from_encoder(BEHRTModel.from_pretrained(folder / "encoder"), **overrides)
+        load_adapter(model, folder / "adapter.safetensors")
+    model.eval()
+    return model
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): _digest(path) for path in files}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MARKER
+    fix = "give the folder that 'ehrseq finetune' or 'ehrseq run' wrote, whole"
+    if not path.is_file():
+        raise EhrError(f"no bundle here: {MARKER} is missing", str(folder), fix, code=Exit.BUNDLE)
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found, files = manifest["format"], manifest["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EhrError(f"{MARKER} is damaged: {error}", str(folder), fix, code=Exit.BUNDLE) from None
+    if found != FORMAT:
+        raise EhrError(
+            f"the bundle has format {found}, this version reads {FORMAT}", str(folder), "update", code=Exit.BUNDLE
+        )
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            raise EhrError(f"the bundle lacks {name}", str(folder), fix, code=Exit.BUNDLE)
+        if _digest(folder / name) != digest:
+            raise EhrError(f"{name} was altered or cut short", str(folder), fix, code=Exit.BUNDLE)
+    return dict(manifest)

@@ -1,0 +1,174 @@
+"""From a study's settings to what models read: records, cohort, splits, tokens, features and the time grid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int64
+
+from ehrsequencing.batches import SurvivalData
+from ehrsequencing.cohort import Cohort, build_cohort, cut, whole_records
+from ehrsequencing.config import (
+    HELD_OUT,
+    SPLIT_FRACTIONS,
+    TRAIN,
+    TUNING,
+    DataConfig,
+    FeaturesConfig,
+    InputConfig,
+    TaskConfig,
+    TokensConfig,
+    load_yaml,
+)
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.events import MedsDataset, assign_folds, assign_splits, rank_hash
+from ehrsequencing.features import FeatureSpec, build_features
+from ehrsequencing.inference import with_labels_found
+from ehrsequencing.sources.synthea import convert_synthea
+from ehrsequencing.synthetic import simulate
+from ehrsequencing.timegrid import TimeGrid, choose_tau, truncate
+from ehrsequencing.tokens import Tokenizer, TokenStore, tokenize
+
+INNER_TUNING = SPLIT_FRACTIONS[TUNING] / (SPLIT_FRACTIONS[TRAIN] + SPLIT_FRACTIONS[TUNING])
+
+
+def open_data(config: DataConfig, out: Path) -> tuple[MedsDataset, str]:
+    """The study's records, simulated or converted into ``out`` where asked; and a sentence on where they came from."""
+    if config.simulate is not None:
+        dataset = simulate(out, config.simulate)
+        return dataset, f"simulated: {config.simulate.patients:,} patients, seed {config.simulate.seed}"
+    if config.synthea is not None:
+        report = convert_synthea(_folder(config.synthea), out)
+        return MedsDataset.open(out), report.text()
+    return MedsDataset.open(_folder(str(config.meds))), "a MEDS dataset"
+
+
+def _folder(text: str) -> Path:
+    path = Path(text).expanduser()
+    if "$" in text:
+        name = text[text.index("$") :].split("/")[0].strip("${}")
+        raise EhrError(f"the environment variable {name} is not set", text, f"export {name}=…", code=Exit.CONFIG)
+    if not path.exists():
+        raise EhrError("the folder does not exist", os.fspath(path), "check the path under 'data'")
+    return path
+
+
+def load_task(task: TaskConfig | str | Path, dataset: MedsDataset, beside: Path) -> tuple[TaskConfig, list[Path]]:
+    """The task itself or the TASK.yaml named (beside the dataset's data or in ``beside``), and where its files may be."""
+    if isinstance(task, TaskConfig):
+        return task, [dataset.root, beside]
+    places = [dataset.root / task, beside / task, Path(task)]
+    path = next((place for place in places if place.is_file()), Path(task))
+    return load_yaml(TaskConfig, path), [dataset.root, path.parent]
+
+
+def make_cohort(dataset: MedsDataset, task: TaskConfig, folders: Sequence[Path], *, split_seed: int) -> Cohort:
+    """The cohort of a task whose label file, where it names one, lies in one of ``folders``; the task stays as written."""
+    cohort = build_cohort(dataset, with_labels_found(task, folders), split_seed=split_seed)
+    return replace(cohort, task=task)
+
+
+def limit_labelled(cohort: Cohort, labelled: int | None, seed: int) -> Cohort:
+    """At most ``labelled`` subjects of train + tuning, drawn by hash; held-out subjects all stay."""
+    if labelled is None:
+        return cohort
+    learning = cohort.table.filter(pl.col("split") != HELD_OUT)
+    order = np.argsort(rank_hash(learning["subject_id"].to_numpy(), seed, "labelled"), kind="stable")
+    kept = learning["subject_id"].to_numpy()[order[:labelled]]
+    table = cohort.table.filter((pl.col("split") == HELD_OUT) | pl.col("subject_id").is_in(kept))
+    return replace(cohort, table=table)
+
+
+@dataclass(frozen=True)
+class Division:
+    """Who trains, tunes and is held out, among all subjects of the dataset; ``tag`` names the fold."""
+
+    tag: str
+    subject_id: Int64[np.ndarray, " n"]
+    split: np.ndarray
+
+    def of(self, subjects: Int64[np.ndarray, " m"]) -> np.ndarray:
+        """The split of each of ``subjects``."""
+        return self.split[np.searchsorted(self.subject_id, subjects)]
+
+    def train_subjects(self) -> Int64[np.ndarray, " k"]:
+        return self.subject_id[self.split == TRAIN]
+
+
+def divisions(dataset: MedsDataset, folds: int | None, seed: int) -> list[Division]:
+    """One division (the dataset's own splits, or made by hash), or one a fold with tuning inside the rest."""
+    subjects = dataset.subject_ids()
+    if folds is None:
+        return [Division("", subjects, _splits(dataset, subjects, seed))]
+    fold = assign_folds(subjects, seed, folds)
+    parts = []
+    for k in range(folds):
+        tunes = rank_hash(subjects, seed, f"tuning-{k}") < INNER_TUNING
+        split = np.where(fold == k, HELD_OUT, np.where(tunes, TUNING, TRAIN))
+        parts.append(Division(f"-fold{k}", subjects, split))
+    return parts
+
+
+def _splits(dataset: MedsDataset, subjects: Int64[np.ndarray, " n"], seed: int) -> np.ndarray:
+    own = dataset.splits()
+    if own is None:
+        return assign_splits(subjects, seed)
+    named = pl.DataFrame({"subject_id": subjects}).join(own, on="subject_id", how="left", maintain_order="left")
+    return named["split"].fill_null("").to_numpy()
+
+
+def pretraining_records(
+    dataset: MedsDataset, subjects: Int64[np.ndarray, " n"], input: InputConfig, config: TokensConfig
+) -> tuple[Tokenizer, TokenStore]:
+    """Tokenizer and whole records of training subjects, under the task's own input rules."""
+    history = whole_records(dataset.scan(), subjects, input).collect(engine="streaming")
+    rows = history.select("subject_id", "prediction_time").unique().sort("subject_id")
+    tokenizer = Tokenizer.fit(history, config)
+    return tokenizer, tokenize(history, rows, tokenizer)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What every model of one division reads, and the feature specification behind it."""
+
+    data: SurvivalData
+    features: FeatureSpec
+    tau: float
+
+
+def prepare(
+    dataset: MedsDataset, cohort: Cohort, tokenizer: Tokenizer, config: FeaturesConfig, tau: float | None = None
+) -> Prepared:
+    """Tokens, features and grid of a cohort; everything fitted is fitted on its training rows alone."""
+    table = cohort.table
+    train = table.filter(pl.col("split") == TRAIN)
+    duration, event = train["duration"].to_numpy(), train["event"].to_numpy()
+    tau = choose_tau(duration, event, cohort.task.horizon_days) if tau is None else tau
+    grid = TimeGrid.fit(duration, event, tau)
+    history = cut(dataset.scan(), table, cohort.task).collect(engine="streaming")
+    spec = FeatureSpec.fit(history, train, config)
+    shorter, seen = truncate(table["duration"].to_numpy(), table["event"].to_numpy(), tau)
+    data = SurvivalData(
+        rows=table.with_columns(pl.Series("duration", shorter), pl.Series("event", seen.astype(np.int8))),
+        tokens=tokenize(history, table, tokenizer),
+        features=build_features(history, table, spec),
+        grid=grid,
+        tokenizer=tokenizer,
+        cohort_fingerprint=cohort.fingerprint,
+    )
+    return Prepared(data, spec, tau)
+
+
+def common_tau(cohort: Cohort, parts: Sequence[Division]) -> float:
+    """One τ for all folds: the task's own, or the shortest that any fold's training rows support."""
+    taus = []
+    for part in parts:
+        rows = cohort.table.filter(pl.Series(part.of(cohort.table["subject_id"].to_numpy()) == TRAIN))
+        taus.append(choose_tau(rows["duration"].to_numpy(), rows["event"].to_numpy(), cohort.task.horizon_days))
+    return min(taus)
+

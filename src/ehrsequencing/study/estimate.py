@@ -1,0 +1,66 @@
+"""How long a study will take on this machine: tokens to be read, times the measured pace of a training step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from ehrsequencing.batches import collate, micro_batches
+from ehrsequencing.cohort import Cohort, cut
+from ehrsequencing.config import TOKEN_BUDGET, TRAIN, StudyConfig, TaskConfig
+from ehrsequencing.events import MedsDataset
+from ehrsequencing.models.behrt import BEHRTConfig
+from ehrsequencing.models.behrt_survival import BEHRTForSurvival
+from ehrsequencing.models.strategies import STRATEGIES
+from ehrsequencing.study.data import Division, pretraining_records
+from ehrsequencing.tokens import TokenStore, tokenize
+from ehrsequencing.training.recipes import Recipe
+
+TRIAL_SECONDS = 3.0
+PRETRAINING_FACTOR = 1.3
+"""A masked-code step costs this many fine-tuning steps of the same tokens (head over the vocabulary)."""
+
+
+def estimate(
+    study: StudyConfig,
+    dataset: MedsDataset,
+    task: TaskConfig,
+    cohorts: Sequence[Cohort],
+    parts: Sequence[Division],
+    recipe: Recipe,
+) -> str:
+    """What would be fitted, and at most how many minutes that takes here (early stopping usually ends sooner)."""
+    tokenizer, records = pretraining_records(dataset, parts[0].train_subjects(), task.input, study.tokens)
+    rows = cohorts[0].table
+    store = tokenize(cut(dataset.scan(), rows, task).collect(engine="streaming"), rows, tokenizer)
+    learning = int(store.lengths[(rows["split"] == TRAIN).to_numpy()].sum())
+    pace = tokens_per_second(store, study, tokenizer.vocab_size, tokenizer.value_codes)
+    pretraining = PRETRAINING_FACTOR * int(records.offsets[-1]) * study.pretrain.epochs
+    moving = [name for name in study.strategies if not STRATEGIES[name].cached_features]
+    tuning = learning * recipe.epochs * len(moving) * len(study.seeds)
+    minutes = (pretraining + tuning) * len(parts) / pace / 60
+    lines = [
+        f"would pretrain {len(parts)} encoder(s) on {int(records.offsets[-1]):,} tokens for {study.pretrain.epochs} epochs",
+        f"would fit {', '.join(study.strategies)} with {len(study.seeds)} seed(s) on {learning:,} training tokens, "
+        f"at most {recipe.epochs} epochs",
+        f"would fit {', '.join(study.baselines)}",
+        f"measured pace: {pace:,.0f} tokens a second in training; at most about {max(minutes, 0.1):.1f} minutes in all",
+    ]
+    return "\n".join(lines)
+
+
+def tokens_per_second(store: TokenStore, study: StudyConfig, vocab_size: int, value_codes: tuple[int, ...]) -> float:
+    """Tokens trained on in a second, by a few real steps on the study's own records."""
+    config = BEHRTConfig.of_size(study.model.size, vocab_size, value_codes=value_codes)
+    model = BEHRTForSurvival(config)
+    rows = np.random.default_rng(0).permutation(len(store))[:256]
+    parts = micro_batches(store, rows, TOKEN_BUDGET // 4)
+    tokens, started = 0, time.perf_counter()
+    for part in parts:
+        model(collate(store, part)).sum().backward()
+        tokens += int(store.lengths[part].sum())
+        if time.perf_counter() - started > TRIAL_SECONDS:
+            break
+    return tokens / (time.perf_counter() - started)

@@ -1,0 +1,201 @@
+"""Fits everything a study names on one division of the subjects, and scores the held-out rows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from ehrsequencing.baselines import BASELINES
+from ehrsequencing.bundle import Bundle, Encoder, save_encoder
+from ehrsequencing.cohort import Cohort
+from ehrsequencing.config import HELD_OUT, StudyConfig, TaskConfig
+from ehrsequencing.events import MedsDataset
+from ehrsequencing.models.strategies import STRATEGIES, Strategy
+from ehrsequencing.models.wide import RidgeHazard
+from ehrsequencing.predictions import Predictions
+from ehrsequencing.inference import to_predictions
+from ehrsequencing.study.assemble import WIDE, blend_name, make_bundle
+from ehrsequencing.study.data import Division, Prepared, prepare, pretraining_records
+from ehrsequencing.synthetic import read_truth, true_survival
+from ehrsequencing.training.finetune import FeatureCache, finetune
+from ehrsequencing.training.loop import Progress, Tick
+from ehrsequencing.training.pretrain import pretrain
+from ehrsequencing.training.recipes import Recipe
+
+ORACLE = "oracle"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Predictions of one model and seed for the held-out rows of one division, and what they cost."""
+
+    model: str
+    kind: str
+    why: str
+    seed: int
+    predictions: Predictions
+    seconds: float | None = None
+    trainable: int | None = None
+    total: int | None = None
+    alpha: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What fitting one division needs to know of its study."""
+
+    study: StudyConfig
+    task: TaskConfig
+    dataset: MedsDataset
+    recipe: Recipe
+    out: Path
+    progress: Progress
+    say: Callable[[str], None]
+
+
+def fit_division(work: Workplace, division: Division, cohort: Cohort, tau: float) -> tuple[list[Scored], Prepared]:
+    """Pretrain, fit every strategy and simple model the study names, keep their bundles, score the held-out rows."""
+    encoder = pretrain_encoder(work, division)
+    prepared = prepare(work.dataset, cohort, encoder.tokenizer, work.study.features, tau)
+    wide_fit = BASELINES[WIDE].fit(prepared.data, 0)
+    scored = [*_simple_models(work, prepared, wide_fit), *_oracle(work.dataset, prepared)]
+    cache = FeatureCache()
+    for strategy in (STRATEGIES[name] for name in work.study.strategies):
+        for seed in _seeds(strategy, work.study.seeds):
+            scored += _one_strategy(work, division, prepared, encoder, wide_fit.model, strategy, seed, cache)
+    return scored, prepared
+
+
+def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
+    """An encoder pretrained on the division's training subjects, kept under ``encoder<tag>/``."""
+    tokenizer, store = pretraining_records(
+        work.dataset, division.train_subjects(), work.task.input, work.study.tokens
+    )
+    result = pretrain(
+        store, tokenizer, work.study.pretrain, work.study.model, seed=work.study.seeds[0], progress=work.progress
+    )
+    folder = work.out / f"encoder{division.tag}"
+    save_encoder(folder, result.model, tokenizer, result.record)
+    record = result.record
+    work.say(
+        f"encoder{division.tag}: {record['subjects']:,} records, {record['tokens']:,} tokens; masked codes guessed "
+        f"{record['accuracy']:.1%} of the time, the most frequent code alone {record['most_frequent_code']:.1%}"
+    )
+    return Encoder.load(folder)
+
+
+def _seeds(strategy: Strategy, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """A convex fit on a pretrained encoder is the same for every seed."""
+    deterministic = strategy.head == "linear" and strategy.encoder == "pretrained"
+    return seeds[:1] if deterministic else seeds
+
+
+def _one_strategy(
+    work: Workplace,
+    division: Division,
+    prepared: Prepared,
+    encoder: Encoder,
+    wide: RidgeHazard,
+    strategy: Strategy,
+    seed: int,
+    cache: FeatureCache,
+) -> Iterator[Scored]:
+    fitted = finetune(
+        prepared.data,
+        strategy,
+        work.recipe,
+        encoder.model,
+        seed=seed,
+        dropout=work.study.model.dropout,
+        cache=cache,
+        progress=work.progress,
+    )
+    facts = {"study": work.study.name, "seed": seed, "recipe": work.recipe.name, "fold": division.tag}
+    bundle = make_bundle(prepared, work.task, fitted, wide, facts)
+    bundle.save(work.out / "models" / f"{strategy.name}-{seed}{division.tag}")
+    yield from _bundle_rows(bundle, prepared, strategy, seed, fitted.logits, fitted.seconds)
+
+
+def _bundle_rows(
+    bundle: Bundle,
+    prepared: Prepared,
+    strategy: Strategy,
+    seed: int,
+    logits: Float64[np.ndarray, "N K"],
+    seconds: float,
+) -> Iterator[Scored]:
+    data, at = prepared.data, prepared.data.index(HELD_OUT)
+    rows, counts = data.rows[at], bundle.facts["parameters"]
+    wide = bundle.wide.logits(data.features.values[at])
+    for name, row in bundle.rows.items():
+        if name == WIDE:
+            continue
+        blended = name == blend_name(strategy.name)
+        yield Scored(
+            model=name,
+            kind=strategy.kind,
+            why=f"{strategy.name} and wide, hazard logits blended on tuning" if blended else strategy.why,
+            seed=seed,
+            predictions=to_predictions(row.logits(logits[at], wide), rows, data.grid, name, data.cohort_fingerprint),
+            seconds=seconds,
+            trainable=counts["trainable"] + (bundle.wide.n_parameters if blended else 0),
+            total=counts["total"] + (bundle.wide.n_parameters if blended else 0),
+            alpha=row.alpha if blended else None,
+            notes=tuple(bundle.facts["notes"]),
+        )
+
+
+def _simple_models(work: Workplace, prepared: Prepared, wide_fit: Any) -> Iterator[Scored]:
+    data, at = prepared.data, prepared.data.index(HELD_OUT)
+    for name in work.study.baselines:
+        baseline = BASELINES[name]
+        work.progress(Tick(name, 0, 1))
+        fitted = wide_fit if name == WIDE else baseline.fit(data, work.study.seeds[0])
+        work.progress(Tick(name, 1, 1, f"fitted in {fitted.seconds:.1f} s"))
+        predictions = Predictions(
+            subject_id=data.rows["subject_id"].to_numpy()[at],
+            prediction_time=data.rows["prediction_time"].to_numpy()[at],
+            risk=fitted.risk[at],
+            horizon_days=data.grid.curve_times(),
+            survival=fitted.survival[at],
+            cohort_fingerprint=data.cohort_fingerprint,
+            model=name,
+        )
+        yield Scored(
+            model=name,
+            kind="baseline",
+            why=baseline.why,
+            seed=work.study.seeds[0],
+            predictions=predictions,
+            seconds=fitted.seconds,
+            trainable=fitted.n_parameters,
+            total=fitted.n_parameters,
+            notes=tuple(fitted.notes),
+        )
+
+
+def _oracle(dataset: MedsDataset, prepared: Prepared) -> Iterator[Scored]:
+    """The simulator's own hazards, where the dataset was simulated."""
+    truth = read_truth(dataset.root)
+    if truth is None:
+        return
+    data, at = prepared.data, prepared.data.index(HELD_OUT)
+    rows = data.rows[at].select("subject_id", "prediction_time")
+    own = rows.join(truth, on=["subject_id", "prediction_time"], how="left", maintain_order="left")
+    times = data.grid.curve_times()
+    predictions = Predictions(
+        subject_id=rows["subject_id"].to_numpy(),
+        prediction_time=rows["prediction_time"].to_numpy(),
+        risk=own["log_hazard"].to_numpy(),
+        horizon_days=times,
+        survival=true_survival(own, times),
+        cohort_fingerprint=data.cohort_fingerprint,
+        model=ORACLE,
+    )
+    yield Scored(ORACLE, ORACLE, "the simulator's true hazards: the best any model can do", 0, predictions)

@@ -1,0 +1,172 @@
+"""A whole study: data, cohort, pretraining, every model on every division, comparison, report."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ehrsequencing.baselines import BASELINES
+from ehrsequencing.bundle import environment
+from ehrsequencing.cohort import Cohort
+from ehrsequencing.config import HELD_OUT, TUNING, StudyConfig, TaskConfig, load_yaml
+from ehrsequencing.errors import EhrError, Exit, nearest
+from ehrsequencing.events import MedsDataset
+from ehrsequencing.files import refuse_foreign, staged, write_json
+from ehrsequencing.models.strategies import STRATEGIES, find_strategy
+from ehrsequencing.report import write_report
+from ehrsequencing.study.compare import compare, pool, write_predictions
+from ehrsequencing.study.data import Division, common_tau, divisions, limit_labelled, load_task, make_cohort, open_data
+from ehrsequencing.study.estimate import estimate
+from ehrsequencing.study.fitting import Scored, Workplace, fit_division
+from ehrsequencing.timegrid import TimeGrid
+from ehrsequencing.training.loop import Progress, silent
+from ehrsequencing.training.recipes import Choice, Recipe, choose_recipe
+
+MARKER = "study.json"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A study with its data in hand: what is known before anything is fitted."""
+
+    study: StudyConfig
+    dataset: MedsDataset
+    task: TaskConfig
+    cohort: Cohort
+    parts: list[Division]
+    tau: float
+    choice: Choice
+    recipe: Recipe
+    departures: list[str]
+
+    def cohort_of(self, part: Division) -> Cohort:
+        """The cohort under the splits of one division."""
+        return self.cohort.with_splits(part.of(self.cohort.table["subject_id"].to_numpy()))
+
+
+def run_study(path: Path, out: Path, *, progress: Progress = silent, say: Say = lambda text: None) -> str:
+    """``ehrseq run``: everything the study names, left whole under ``out``; returns where to look and the headline.
+
+    Raises:
+        EhrError: a mistake in the settings (10), the data (11), the cohort (12), or the place to write to (14).
+    """
+    started = time.perf_counter()
+    study = read_study(path)
+    refuse_foreign(Path(out), MARKER)
+    with staged(out, MARKER) as draft:
+        write_json(draft / MARKER, {"study": study.model_dump(mode="json", by_alias=True), "environment": environment()})
+        scene = set_scene(study, draft / "meds", Path(path).parent, say)
+        scene.cohort.write(draft / "cohort")
+        scored, grids, tokens = _fit_all(scene, draft, progress, say)
+        for tag, grid in grids.items():
+            write_json(draft / "cohort" / f"grid{tag}.json", grid.to_json())
+        models = pool(scored)
+        write_predictions(models, draft / "predictions")
+        facts = {**_facts(scene), **tokens, "seconds": time.perf_counter() - started}
+        write_json(draft / "comparison.json", compare(study, scene.cohort, models, scene.tau, facts))
+        write_report(draft)
+    return f"{_table(out)}\n\nreport: {Path(out) / 'report.html'}   ({(time.perf_counter() - started) / 60:.1f} minutes)"
+
+
+def plan(path: Path) -> str:
+    """``ehrseq run --dry-run``: the cohort, the recipe, what would be fitted, and about how long it takes here."""
+    study = read_study(path)
+    said: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        scene = set_scene(study, Path(folder) / "meds", Path(path).parent, said.append)
+        rest = estimate(scene.study, scene.dataset, scene.task, [scene.cohort_of(p) for p in scene.parts],
+                        scene.parts, scene.recipe)  # fmt: skip
+    return "\n".join([*said, rest, "nothing was fitted or kept (--dry-run)"])
+
+
+def read_study(path: Path) -> StudyConfig:
+    """A STUDY.yaml whose strategies and baselines all exist."""
+    study = load_yaml(StudyConfig, path)
+    for name in study.strategies:
+        find_strategy(name)
+    for name in study.baselines:
+        if name not in BASELINES:
+            close = nearest(name, BASELINES, 1)
+            fix = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(BASELINES)}"
+            raise EhrError(f"unknown baseline '{name}'", f"{path}, baselines", fix, code=Exit.CONFIG)
+    return study
+
+
+def set_scene(study: StudyConfig, data_folder: Path, beside: Path, say: Say) -> Scene:
+    """Open or make the data, build the cohort, divide it, choose τ and the recipe; says each as it goes."""
+    dataset, origin = open_data(study.data, data_folder)
+    say(origin)
+    task, folders = load_task(study.task, dataset, beside)
+    cohort = make_cohort(dataset, task, folders, split_seed=study.split.seed)
+    cohort = limit_labelled(cohort, study.labelled, study.split.seed)
+    say(cohort.describe())
+    parts = divisions(dataset, study.folds, study.split.seed)
+    tau = common_tau(cohort, parts)
+    choice = _choose(cohort, study, tau)
+    recipe, departures = choice.recipe.within(study.budget)
+    say("\n".join([choice.text(), *(f"  departure     {text}" for text in departures)]))
+    return Scene(study, dataset, task, cohort, parts, tau, choice, recipe, departures)
+
+
+def _choose(cohort: Cohort, study: StudyConfig, tau: float) -> Choice:
+    seen = cohort.table.with_columns(event=((pl.col("event") == 1) & (pl.col("duration") <= tau)).cast(pl.Int64))
+    if study.folds is not None:
+        share = (study.folds - 1) / study.folds
+        return choose_recipe(round(seen.height * share), round(int(seen["event"].sum()) * share))
+    learning = seen.filter(pl.col("split") != HELD_OUT)
+    tuning = int(seen.filter(pl.col("split") == TUNING)["event"].sum())
+    return choose_recipe(learning.height, int(learning["event"].sum()), tuning)
+
+
+def _fit_all(
+    scene: Scene, draft: Path, progress: Progress, say: Say
+) -> tuple[list[Scored], dict[str, TimeGrid], dict[str, Any]]:
+    work = Workplace(scene.study, scene.task, scene.dataset, scene.recipe, draft, progress, say)
+    scored: list[Scored] = []
+    grids, tokens = {}, {}
+    for part in scene.parts:
+        if part.tag:
+            say(f"{part.tag.strip('-')} of {len(scene.parts)}")
+        found, prepared = fit_division(work, part, scene.cohort_of(part), scene.tau)
+        scored += found
+        grids[part.tag] = prepared.data.grid
+        tokens = {"tokens": prepared.data.tokens.stats, "token_fingerprint": prepared.data.tokens.fingerprint}
+    return scored, grids, tokens
+
+
+def _facts(scene: Scene) -> dict[str, Any]:
+    recipe = {
+        "name": scene.recipe.name,
+        "strategy": scene.recipe.strategy,
+        "sentence": scene.choice.sentence,
+        "departures": scene.departures,
+    }
+    return {"recipe": recipe, "warnings": list(scene.choice.warnings)}
+
+
+def _table(out: Path) -> str:
+    """The comparison as text."""
+    comparison = json.loads((Path(out) / "comparison.json").read_text(encoding="utf-8"))
+    lines = [f"{'model':<20}{'Uno C':>22}{'Harrell C':>22}{'IBS':>24}{'trainable':>12}{'seconds':>9}"]
+    for row in comparison["rows"]:
+        figures = [_figure(row["metrics"].get(name)) for name in ("uno_c", "harrell_c", "ibs")]
+        trainable = "" if row["trainable"] is None else f"{row['trainable']:,}"
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
+        lines.append(f"{row['model']:<20}{figures[0]:>22}{figures[1]:>22}{figures[2]:>24}{trainable:>12}{seconds:>9}")
+    return "\n".join(lines)
+
+
+def _figure(metric: dict[str, float | None] | None) -> str:
+    if metric is None:
+        return "not computed"
+    if metric["low"] is None:
+        return f"{metric['value']:.4f}"
+    return f"{metric['value']:.3f} ({metric['low']:.3f}–{metric['high']:.3f})"

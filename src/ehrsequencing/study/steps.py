@@ -1,0 +1,193 @@
+"""The verbs that stand alone: one step on the files of the step before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ehrsequencing.baselines import BASELINES
+from ehrsequencing.bundle import Encoder, save_encoder
+from ehrsequencing.cohort import Cohort
+from ehrsequencing.config import (
+    TRAIN,
+    TUNING,
+    BudgetConfig,
+    FeaturesConfig,
+    InputConfig,
+    ModelConfig,
+    PretrainConfig,
+    TaskConfig,
+    TokensConfig,
+    load_yaml,
+)
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.evaluation.compare import INTERVAL_MEANING, evaluate
+from ehrsequencing.events import MedsDataset
+from ehrsequencing.files import refuse_foreign, write_json
+from ehrsequencing.models.strategies import find_strategy
+from ehrsequencing.predictions import Predictions
+from ehrsequencing.study.assemble import WIDE, make_bundle
+from ehrsequencing.study.auto import choose
+from ehrsequencing.study.data import divisions, limit_labelled, load_task, make_cohort, prepare, pretraining_records
+from ehrsequencing.timegrid import TimeGrid, choose_tau
+from ehrsequencing.training.finetune import FeatureCache, FineTuned, finetune
+from ehrsequencing.training.loop import Progress, silent
+from ehrsequencing.training.pretrain import pretrain
+from ehrsequencing.training.recipes import choose_recipe
+
+Say = Callable[[str], None]
+
+
+def write_cohort(meds: Path, task: Path, out: Path, *, split_seed: int = 0) -> Cohort:
+    """``ehrseq cohort``: the cohort with the time grid of its training split."""
+    dataset = MedsDataset.open(meds)
+    config, folders = load_task(task, dataset, Path(task).parent)
+    cohort = make_cohort(dataset, config, folders, split_seed=split_seed)
+    cohort.write(out)
+    write_json(Path(out) / "grid.json", _grid(cohort).to_json())
+    return cohort
+
+
+def _grid(cohort: Cohort) -> TimeGrid:
+    train = cohort.table.filter(pl.col("split") == TRAIN)
+    duration, event = train["duration"].to_numpy(), train["event"].to_numpy()
+    return TimeGrid.fit(duration, event, choose_tau(duration, event, cohort.task.horizon_days))
+
+
+def write_encoder(
+    meds: Path,
+    out: Path,
+    *,
+    task: Path | None = None,
+    epochs: int | None = None,
+    size: str = "small",
+    split_seed: int = 0,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> str:
+    """``ehrseq pretrain``: an encoder from the training subjects' records; returns what it learned."""
+    dataset = MedsDataset.open(meds)
+    refuse_foreign(Path(out), "pretraining.json")
+    model = ModelConfig.model_validate({"size": size}) if size in _sizes() else _unknown_size(size)
+    input_rules = InputConfig() if task is None else load_yaml(TaskConfig, task).input
+    subjects = divisions(dataset, None, split_seed)[0].train_subjects()
+    tokenizer, store = pretraining_records(dataset, subjects, input_rules, TokensConfig())
+    config = PretrainConfig() if epochs is None else PretrainConfig(epochs=epochs)
+    result = pretrain(store, tokenizer, config, model, seed=seed, progress=progress)
+    save_encoder(out, result.model, tokenizer, {**result.record, "split_seed": split_seed})
+    record = result.record
+    return (
+        f"encoder in {out}: {record['subjects']:,} records, {record['tokens']:,} tokens, {tokenizer.vocab_size:,} codes; "
+        f"masked codes guessed {record['accuracy']:.1%} of the time (the most frequent code alone: "
+        f"{record['most_frequent_code']:.1%})"
+    )
+
+
+def _sizes() -> tuple[str, ...]:
+    return ("small", "medium", "large", "base")
+
+
+def _unknown_size(size: str) -> ModelConfig:
+    raise EhrError(f"unknown model size '{size}'", "--size", f"one of {', '.join(_sizes())}", code=Exit.USAGE)
+
+
+def write_bundle(
+    meds: Path,
+    task: Path,
+    out: Path,
+    *,
+    encoder: Path,
+    strategy: str = "auto",
+    budget: BudgetConfig = BudgetConfig(),
+    labelled: int | None = None,
+    split_seed: int = 0,
+    seed: int = 0,
+    progress: Progress = silent,
+    say: Say = lambda text: None,
+) -> str:
+    """``ehrseq finetune``: one bundle by one strategy, or by the recipe's choice; returns what came out."""
+    if strategy != "auto":
+        find_strategy(strategy)
+    refuse_foreign(Path(out), "bundle.json")
+    dataset, pretrained = MedsDataset.open(meds), Encoder.load(encoder)
+    config, folders = load_task(task, dataset, Path(task).parent)
+    _same_splits(pretrained, split_seed, encoder)
+    cohort = limit_labelled(make_cohort(dataset, config, folders, split_seed=split_seed), labelled, split_seed)
+    say(cohort.describe())
+    prepared = prepare(dataset, cohort, pretrained.tokenizer, FeaturesConfig())
+    data = prepared.data
+    events = {split: int(data.targets(data.index(split)).event.sum()) for split in (TRAIN, TUNING)}
+    learning = len(data.index(TRAIN)) + len(data.index(TUNING))
+    choice = choose_recipe(learning, sum(events.values()), events[TUNING])
+    recipe, departures = choice.recipe.within(budget)
+    say("\n".join([choice.text(), *(f"  departure     {text}" for text in departures)]))
+    cache = FeatureCache()
+
+    def fit(name: str) -> FineTuned:
+        return finetune(
+            data, find_strategy(name), recipe, pretrained.model, seed=seed, cache=cache, progress=progress
+        )
+
+    if strategy == "auto":
+        chosen = choose(data, recipe, fit, say)
+        fitted, sentences = chosen.fitted, chosen.sentences
+    else:
+        fitted, sentences = fit(strategy), (f"{strategy} was asked for.",)
+    wide = BASELINES[WIDE].fit(data, seed).model
+    facts = {"seed": seed, "split_seed": split_seed, "recipe": recipe.name, "choice": list(sentences)}
+    bundle = make_bundle(prepared, config, fitted, wide, facts)
+    bundle.save(out)
+    rows = ", ".join(f"{name} (α {row.alpha:g})" for name, row in bundle.rows.items())
+    return f"bundle in {out}: {fitted.strategy.name}; tuning {bundle.facts['tuning_text']}; rows {rows}"
+
+
+def _same_splits(encoder: Encoder, split_seed: int, where: Path) -> None:
+    """Pretraining must not have seen tuning and held-out subjects as training subjects."""
+    found = encoder.record.get("split_seed")
+    if found is not None and found != split_seed:
+        raise EhrError(
+            f"the encoder was pretrained on the training subjects of split seed {found}, not {split_seed}",
+            str(where),
+            f"use --split-seed {found}, or pretrain again",
+            code=Exit.LEAKAGE,
+        )
+
+
+def evaluate_file(
+    predictions: Path, cohort: Path, *, horizons: tuple[float, ...] = (), bootstrap: int = 1_000, split: str
+) -> str:
+    """``ehrseq evaluate``: anybody's predictions on the patients of a cohort's split, as text."""
+    known, given = Cohort.read(cohort), Predictions.read(predictions)
+    tau = TimeGrid.from_json(json.loads((Path(cohort) / "grid.json").read_text(encoding="utf-8"))).tau
+    judged = known.table.filter(pl.col("split") == split)
+    train = known.table.filter(pl.col("split") == TRAIN)
+    rows = pl.DataFrame({"subject_id": given.subject_id, "at": np.arange(len(given))})
+    shared = judged.join(rows, on="subject_id", how="inner").sort("subject_id")
+    if shared.height == 0:
+        raise EhrError(
+            f"none of the {len(given):,} predictions is for a patient of the cohort's '{split}' split",
+            str(predictions),
+            f"predict these patients, or choose another split ({', '.join(known.table['split'].unique().sort())})",
+            code=Exit.BUNDLE,
+        )
+    figures = evaluate(
+        given.take(shared["at"].to_numpy()),
+        shared["duration"].to_numpy(),
+        shared["event"].to_numpy(),
+        train_duration=train["duration"].to_numpy(),
+        train_event=train["event"].to_numpy(),
+        tau=tau,
+        horizons=horizons or (tau,),
+        n_boot=bootstrap,
+    )
+    lines = [f"{shared.height:,} of {judged.height:,} patients of '{split}', horizon {tau:g} days"]
+    for name, interval in figures.items():
+        span = "" if interval.low is None else f"  (95% {interval.low:.4f} to {interval.high:.4f})"
+        lines.append(f"  {name:<16}{interval.value:.4f}{span}")
+    return "\n".join([*lines, INTERVAL_MEANING])
+
+

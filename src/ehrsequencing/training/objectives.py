@@ -1,0 +1,75 @@
+"""What a fine-tuning step minimises and an epoch is judged by, on tokens or on cached features alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from ehrsequencing.batches import SurvivalData, Targets
+from ehrsequencing.config import TRAIN, TUNING
+from ehrsequencing.evaluation.metrics import harrell_c, integrated_brier
+from ehrsequencing.models.losses import hybrid_loss
+from ehrsequencing.nonparametric import censoring_distribution
+from ehrsequencing.timegrid import TimeGrid
+
+Forward = Callable[[np.ndarray], Tensor]
+"""Positions of rows of a SurvivalData to hazard logits [n, K]."""
+
+
+class TuningScore:
+    """Discrimination, accuracy and likelihood on the tuning split, whatever model made the logits."""
+
+    def __init__(self, data: SurvivalData) -> None:
+        train = data.targets(data.index(TRAIN))
+        self.grid: TimeGrid = data.grid
+        self.targets: Targets = data.targets(data.index(TUNING))
+        self.censoring = censoring_distribution(train.duration.numpy(), train.event.numpy())
+        self.duration, self.event = self.targets.duration.numpy(), self.targets.event.numpy()
+        earliest = self.duration[self.event == 1].min(initial=np.inf)
+        self.can_rank = bool((self.duration > earliest).any())
+
+    def __call__(self, logits: Float64[np.ndarray, "m K"]) -> dict[str, float]:
+        """``tuning_c``, ``tuning_brier`` (integrated to τ), ``tuning_nll`` and the ``score`` that selects epochs.
+
+        The score is Harrell's C; where the tuning split has no comparable pair, the likelihood stands in.
+        """
+        times, tau = self.grid.curve_times(), self.grid.tau
+        survival = self.grid.survival(logits, times)  # [m, T]
+        nll = float(self.grid.nll(logits, self.duration, self.event).mean())
+        brier = integrated_brier(self.duration, self.event, survival, times, self.censoring, tau)
+        if not self.can_rank:
+            return {"tuning_brier": brier, "tuning_nll": nll, "score": -nll}
+        c = harrell_c(self.duration, self.event, self.grid.risk(logits))
+        return {"tuning_c": c, "tuning_brier": brier, "tuning_nll": nll, "score": c}
+
+
+class SurvivalObjective:
+    """Hybrid loss on the training split, judged on the tuning split; ``forward`` makes the logits."""
+
+    def __init__(self, data: SurvivalData, forward: Forward, lambda_rank: float) -> None:
+        self.train, self.tuning = data.index(TRAIN), data.index(TUNING)
+        self.targets, self.score = data.targets(self.train), TuningScore(data)
+        self.forward, self.lambda_rank = forward, lambda_rank
+        self.n_rows = len(self.train)
+        self.steps_without_pairs = 0
+        self.tuning_logits: list[Float64[np.ndarray, "m K"]] = []
+
+    def loss(self, rows: Int64[np.ndarray, " b"]) -> Float[Tensor, ""]:
+        """The hybrid loss of one optimiser step; the ranking term sees every patient of it."""
+        t = self.targets.take(rows)
+        logits = self.forward(self.train[rows])  # [b, K]
+        fraction, duration = t.fraction.to(logits.dtype), t.duration
+        result = hybrid_loss(logits, t.bin, fraction, t.event, duration, self.lambda_rank)
+        self.steps_without_pairs += int(self.lambda_rank > 0 and result.n_pairs == 0)
+        return result.loss
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Metrics on the tuning split; the logits are kept for choosing among checkpoints."""
+        logits = self.forward(self.tuning).double().numpy()  # [m, K]
+        self.tuning_logits.append(logits)
+        return self.score(logits)

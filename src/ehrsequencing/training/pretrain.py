@@ -1,0 +1,135 @@
+"""Pretrains an encoder on unlabelled records by masked codes, and says how much it learned."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ehrsequencing.batches import collate, cut_at_random, micro_batches
+from ehrsequencing.config import TOKEN_BUDGET, ModelConfig, PretrainConfig
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.models.behrt import BEHRTConfig
+from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, mask_tokens
+from ehrsequencing.models.strategies import FootprintAudit
+from ehrsequencing.tokens import N_SPECIAL, Tokenizer, TokenStore
+from ehrsequencing.training.loop import Epoch, Progress, Schedule, silent, train
+
+VALIDATION_SEED = 7
+"""Validation masks are drawn from this seed at every epoch, so that epochs are compared on the same positions."""
+
+
+@dataclass
+class Pretrained:
+    """A pretrained model and the record of how it came about (JSON-able)."""
+
+    model: BEHRTForMaskedLM
+    record: dict[str, Any]
+
+
+class MaskedCodes:
+    """The masked-code objective: random cuts, fresh masks every step, loss a selected position."""
+
+    def __init__(
+        self, model: BEHRTForMaskedLM, store: TokenStore, train_rows: Int64[np.ndarray, " n"],
+        valid_rows: Int64[np.ndarray, " m"], config: PretrainConfig, seed: int,
+    ) -> None:  # fmt: skip
+        self.model, self.store, self.config = model, store, config
+        self.train_rows, self.valid_rows = train_rows, valid_rows
+        self.n_rows = len(train_rows)
+        self.vocab_size = model.config.vocab_size
+        self.cuts, self.masks = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+        counts = np.bincount(store.take(train_rows).code, minlength=self.vocab_size)[N_SPECIAL:]
+        self.most_frequent = N_SPECIAL + int(counts.argmax())
+
+    def loss(self, rows: Int64[np.ndarray, " b"]) -> Float[Tensor, ""]:
+        """Mean cross-entropy over all selected positions of the step."""
+        cut = cut_at_random(self.store, self.train_rows[rows], self.cuts, self.config.cut_fraction)
+        total, count = torch.zeros(()), 0
+        for part in micro_batches(cut, np.arange(len(cut)), TOKEN_BUDGET):
+            masked, targets = mask_tokens(collate(cut, part), self.vocab_size, self.masks, self.config.mask_fraction)
+            out = self.model(masked, targets)
+            total, count = total + out.loss * out.count, count + out.count
+        return total / max(count, 1) if count else sum(p.sum() for p in self.model.parameters()) * 0.0
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss and accuracy on the validation subjects' whole records, and the rate of always guessing one code."""
+        masks = torch.Generator().manual_seed(VALIDATION_SEED)
+        loss, correct, majority, count = 0.0, 0, 0, 0
+        for part in micro_batches(self.store, self.valid_rows, TOKEN_BUDGET):
+            batch = collate(self.store, part)
+            masked, targets = mask_tokens(batch, self.vocab_size, masks, self.config.mask_fraction)
+            out = self.model(masked, targets)
+            loss, correct, count = loss + float(out.loss) * out.count, correct + out.correct, count + out.count
+            majority += int((targets == self.most_frequent).sum())
+        n = max(count, 1)
+        return {
+            "validation_loss": loss / n,
+            "accuracy": correct / n,
+            "most_frequent_code": majority / n,
+            "score": -loss / n,
+        }
+
+
+def pretrain(
+    store: TokenStore,
+    tokenizer: Tokenizer,
+    config: PretrainConfig,
+    size: ModelConfig,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Pretrained:
+    """Masked-code pretraining on the records of ``store``, all of them training subjects' own.
+
+    A share of the subjects is kept for validation; the epoch with the lowest validation loss is kept.
+
+    Raises:
+        EhrError: fewer than two records with a code to guess (exit 11).
+    """
+    started = time.perf_counter()
+    usable = np.flatnonzero(store.lengths > 1)
+    if len(usable) < 2 or tokenizer.vocab_size <= N_SPECIAL:
+        raise EhrError(
+            f"only {len(usable)} records with {tokenizer.vocab_size - N_SPECIAL} known codes to pretrain on",
+            "pretraining records",
+            "lower tokens.min_subjects or bring more records",
+        )
+    torch.manual_seed(seed)
+    model = BEHRTForMaskedLM(
+        BEHRTConfig.of_size(
+            size.size, tokenizer.vocab_size, value_codes=tokenizer.value_codes, dropout=size.dropout
+        )
+    )
+    order = np.random.default_rng(seed).permutation(usable)
+    n_valid = max(1, round(config.validation_fraction * len(usable)))
+    objective = MaskedCodes(model, store, np.sort(order[n_valid:]), np.sort(order[:n_valid]), config, seed)
+    schedule = Schedule(config.epochs, config.batch_size, config.optimizer, None, seed)
+    history = train(model, objective, schedule, title="pretraining", progress=progress, audit=FootprintAudit(model))
+    model.eval()
+    return Pretrained(model, _record(history, objective, store, config, seed, time.perf_counter() - started))
+
+
+def _record(
+    history: list[Epoch], objective: MaskedCodes, store: TokenStore, config: PretrainConfig, seed: int, seconds: float
+) -> dict[str, Any]:
+    best = next(epoch for epoch in history if epoch.best)
+    return {
+        "objective": "masked codes",
+        "attention": objective.model.config.attention,
+        "subjects": len(store),
+        "validation_subjects": len(objective.valid_rows),
+        "tokens": int(store.offsets[-1]),
+        "tokens_fingerprint": store.fingerprint,
+        "settings": config.model_dump(mode="json"),
+        "seed": seed,
+        "seconds": seconds,
+        **{name: best.metrics[name] for name in ("validation_loss", "accuracy", "most_frequent_code")},
+        "history": [epoch.to_dict() for epoch in history],
+    }
