@@ -121,6 +121,13 @@ class TestWriting:
         assert len(dataset.shards()) == 1
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
+    def test_a_dataset_of_somebody_else_is_never_replaced(self, tmp_path: Path) -> None:
+        write_dataset(tmp_path / "out", two_shards(), name="theirs", metadata={"etl_name": "MEDS_transforms"})
+        with pytest.raises(EhrError, match="did not write") as caught:
+            write_dataset(tmp_path / "out", two_shards(), name="tiny")
+        assert caught.value.code == Exit.ENVIRONMENT
+        assert MedsDataset.open(tmp_path / "out").describe()["dataset_name"] == "theirs"
+
     @pytest.mark.parametrize("ours", [False, True])
     def test_strangers_in_the_folder_are_never_deleted(self, tmp_path: Path, ours: bool) -> None:
         if ours:

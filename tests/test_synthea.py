@@ -424,7 +424,7 @@ class TestMistakes:
         assert caught.value.code == Exit.ENVIRONMENT
 
     def test_a_folder_that_holds_something_else(self, tmp_path: Path) -> None:
-        with pytest.raises(EhrError, match="not empty") as caught:
+        with pytest.raises(EhrError, match="holds something else") as caught:
             convert_synthea(write(tmp_path / "export"), tmp_path / "export")
         assert caught.value.code == Exit.ENVIRONMENT
         assert (tmp_path / "export/patients.csv").exists()

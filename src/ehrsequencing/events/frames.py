@@ -12,7 +12,7 @@ from ehrsequencing.errors import EhrError, nearest
 from ehrsequencing.events.dataset import CORE, MedsDataset
 from ehrsequencing.events.subjects import hash_ids, write_id_map
 from ehrsequencing.events.times import as_timestamps
-from ehrsequencing.events.writing import fill, staged
+from ehrsequencing.events.writing import fill, staged, write_parquet
 
 REJECTS = {"file": pl.String, "row": pl.Int64, "reason": pl.String}
 
@@ -63,7 +63,8 @@ def write_rejects(folder: Path, table: str, rejects: pl.DataFrame) -> None:
     """Write the rows set aside (file, row, reason; never their content) to ``rejects/<table>.parquet``, if any."""
     if rejects.height:
         (folder / "rejects").mkdir(exist_ok=True)
-        rejects.select(pl.col(c).cast(t) for c, t in REJECTS.items()).write_parquet(folder / f"rejects/{table}.parquet")
+        typed = rejects.select(pl.col(column).cast(dtype) for column, dtype in REJECTS.items())
+        write_parquet(typed, folder / f"rejects/{table}.parquet")
 
 
 def _as_polars(frame: Any) -> pl.DataFrame:

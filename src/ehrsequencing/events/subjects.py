@@ -13,6 +13,7 @@ from jaxtyping import Float64, Int64, Shaped
 
 from ehrsequencing.config import SPLIT_FRACTIONS
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.events.writing import write_parquet
 
 PRIVATE_NOTE = "subject_ids.parquet leads from subject_id back to the source's own identifiers. Do not share it.\n"
 
@@ -88,7 +89,7 @@ def write_id_map(out: Path, source_ids: pl.Series, subject_ids: pl.Series) -> Pa
     target, draft = folder / "subject_ids.parquet", folder / ".subject_ids.parquet.tmp"
     table = pl.DataFrame({"source_id": source_ids, "subject_id": subject_ids}).sort("subject_id")
     os.close(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600))
-    table.write_parquet(draft)
+    write_parquet(table, draft)
     draft.replace(target)
     (folder / "README.txt").write_text(PRIVATE_NOTE, encoding="utf-8")
     return target

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +14,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ehrsequencing import files
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events.dataset import CORE, MedsDataset, read_dataset_json
 
 MAKER = "ehrsequencing"
+_DESCRIPTION = "metadata/dataset.json"
 _TYPES = {"subject_id": pl.Int64(), "time": pl.Datetime("us"), "code": pl.String(), "numeric_value": pl.Float32()}
 _ORDER = ("subject_id", "time", "code")
 
@@ -58,29 +57,21 @@ def write_dataset(
         fill(folder, frames, name=name, codes=codes, splits=splits, metadata=metadata)
         for path, table in (extras or {}).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            table.write_parquet(folder / path)
+            write_parquet(table, folder / path)
     return MedsDataset.open(out)
 
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``out`` when the block ends well, and vanishes when it does not."""
+    """A temporary folder that becomes the dataset ``out`` when the block ends well, and vanishes when it does not.
+
+    Only an empty folder, or a dataset this package wrote and to which nobody added anything, is replaced.
+    """
     out = Path(out)
-    draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
+    with files.staged(out, _DESCRIPTION) as draft:
         _refuse_foreign(out)
-        draft.mkdir(parents=True)
         yield draft
-        _swap(draft, out)
-    except OSError as error:
-        raise EhrError(
-            f"the output folder cannot be written: {error.strerror or error}",
-            str(out),
-            "choose a folder you may write to, on a disk with room",
-            code=Exit.ENVIRONMENT,
-        ) from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        _refuse_strangers(draft, out)
 
 
 def fill(
@@ -136,12 +127,18 @@ def _refuse_repeated(seen: np.ndarray, subjects: np.ndarray, number: int) -> Non
 
 
 def _write(schema: Any, frame: pl.DataFrame, path: Path) -> None:
-    table = schema.align(_plain_strings(frame.to_arrow()))
+    table = schema.align(_plain(frame))
     schema.validate(table)
     pq.write_table(table, path, compression="zstd")
 
 
-def _plain_strings(table: pa.Table) -> pa.Table:
+def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    """Write a table with plain strings; a full disk raises OSError (polars' own writer raises its ComputeError)."""
+    pq.write_table(_plain(frame), path, compression="zstd")
+
+
+def _plain(frame: pl.DataFrame) -> pa.Table:
+    table = frame.to_arrow()
     wide = (pa.large_string(), pa.string_view())
     fields = [field.with_type(pa.string()) if field.type in wide else field for field in table.schema]
     return table.cast(pa.schema(fields))
@@ -169,30 +166,14 @@ def _write_metadata(
 
 
 def _refuse_foreign(out: Path) -> None:
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise EhrError("the output path is a file", str(out), "choose a new folder", code=Exit.ENVIRONMENT)
-    ours = read_dataset_json(out).get("etl_name") == MAKER
-    if any(out.iterdir()) and not ours:
-        what = "the output folder is not empty and is no earlier dataset of ours"
-        raise EhrError(what, str(out), "choose a new folder, or empty this one", code=Exit.ENVIRONMENT)
+    if (out / _DESCRIPTION).exists() and read_dataset_json(out).get("etl_name") != MAKER:
+        what = "the output folder holds a dataset that this package did not write"
+        raise EhrError(what, str(out), "choose a new folder", code=Exit.ENVIRONMENT)
 
 
-def _swap(draft: Path, out: Path) -> None:
-    if not out.exists():
-        draft.rename(out)
-        return
+def _refuse_strangers(draft: Path, out: Path) -> None:
     known = {path.name for path in draft.iterdir()} | {"data", "metadata", "rejects"}
-    strangers = sorted(path.name for path in out.iterdir() if path.name not in known)
+    strangers = sorted(path.name for path in out.iterdir() if path.name not in known) if out.exists() else []
     if strangers:
         what = f"the earlier dataset's folder also holds {', '.join(strangers)}, which replacing it would delete"
         raise EhrError(what, str(out), "move them elsewhere, or choose a new folder", code=Exit.ENVIRONMENT)
-    earlier = draft.with_suffix(".old")
-    os.rename(out, earlier)
-    try:
-        os.rename(draft, out)
-    except OSError:
-        os.rename(earlier, out)
-        raise
-    shutil.rmtree(earlier)
