@@ -1,0 +1,271 @@
+"""Bootstrap intervals and paired differences against resampling by hand, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.evaluation import compare
+from ehrsequencing.evaluation.compare import Evaluation, Interval, Scores, evaluate, paired_difference, resample_counts
+from ehrsequencing.evaluation.metrics import brier, harrell_c, integrated_brier, uno_c
+from ehrsequencing.nonparametric import censoring_distribution
+from ehrsequencing.predictions import Predictions
+from ehrsequencing.timegrid import truncate
+
+TAU = 1500.0
+Outcome = tuple[np.ndarray, np.ndarray]
+
+
+def patients(n: int, seed: int = 0, yearly: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """duration, event and the true log hazard."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=n)
+    failure, censoring = rng.exponential(1000 * np.exp(-truth)), rng.exponential(1800, n)
+    duration, event = np.minimum(failure, censoring), (failure <= censoring).astype(np.int64)
+    return (np.ceil(duration / 365) * 365.0 if yearly else duration), event, truth
+
+
+def predict(score: np.ndarray, points: int = 100, end: float = TAU) -> Predictions:
+    times = np.linspace(0, end, points + 1)[1:]
+    survival = np.exp(-np.exp(score)[:, None] * times / 1000)
+    n = score.size
+    return Predictions(np.arange(n), np.zeros(n, dtype="datetime64[us]"), score, times, survival)
+
+
+def noisy(truth: np.ndarray, noise: float, seed: int) -> Predictions:
+    return predict(truth + noise * np.random.default_rng(seed).normal(size=truth.size))
+
+
+def prepare(duration: np.ndarray, event: np.ndarray, train: Outcome | None = None, **more: object) -> Evaluation:
+    train = train or (duration, event)
+    settings: dict = {"tau": TAU, "n_boot": 60} | more
+    return Evaluation.of(duration, event, train_duration=train[0], train_event=train[1], **settings)
+
+
+@pytest.mark.parametrize("yearly", [False, True])
+def test_every_figure_equals_its_definition_on_every_resample(yearly: bool) -> None:
+    duration, event, truth = patients(80, yearly=yearly)
+    train = patients(300, 9, yearly)[:2]
+    evaluation = prepare(duration, event, train, horizons=(365.0, 1000.0), n_boot=15)
+    model = predict(np.round(truth, 1))
+    figures = evaluation.score(model).figures
+    cut = truncate(duration, event, TAU)
+    times = np.linspace(0, TAU, 101)[1:]
+    for b, counts in enumerate(evaluation.counts):
+        rows = np.repeat(np.arange(80), counts)
+        d, e, g = cut[0][rows], cut[1][rows], evaluation.censoring
+        curve = model.survival_at(times)[rows]
+        assert figures["harrell_c"][b] == pytest.approx(harrell_c(d, e, model.risk[rows]), abs=1e-12)
+        assert figures["uno_c"][b] == pytest.approx(uno_c(d, e, model.risk[rows], g, TAU), abs=1e-12)
+        assert figures["ibs"][b] == pytest.approx(integrated_brier(d, e, curve, times, g, TAU), abs=1e-12)
+        for horizon in (365.0, 1000.0):
+            at = model.survival_at(np.array([horizon]))[rows, 0]
+            assert figures[f"brier@{horizon:g}"][b] == pytest.approx(brier(d, e, at, horizon, g), abs=1e-12)
+
+
+def test_evaluate_gives_value_and_percentiles_by_name() -> None:
+    duration, event, truth = patients(150)
+    result = evaluate(
+        predict(truth), duration, event,
+        train_duration=duration, train_event=event, tau=TAU, horizons=(365.0,), n_boot=200,
+    )  # fmt: skip
+    assert list(result) == ["harrell_c", "uno_c", "ibs", "brier@365"]
+    assert result["harrell_c"].value == harrell_c(*truncate(duration, event, TAU), truth)
+    for interval in result.values():
+        assert interval.low < interval.value < interval.high
+        assert interval.skipped == 0
+        assert json.loads(json.dumps(interval.to_json())) == {
+            "value": interval.value, "low": interval.low, "high": interval.high,
+        }  # fmt: skip
+
+
+def test_blocks_of_events_and_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    duration, event, truth = patients(70)
+    whole = prepare(duration, event, horizons=(365.0,)).score(predict(truth)).figures
+    monkeypatch.setattr(compare, "PAIRS_AT_ONCE", 500)
+    monkeypatch.setattr(compare, "WEIGHTS_AT_ONCE", 300)
+    parts = prepare(duration, event, horizons=(365.0,)).score(predict(truth)).figures
+    for metric in whole:
+        np.testing.assert_allclose(parts[metric], whole[metric], rtol=1e-12)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    duration, event, truth = patients(60_000, 1)
+    score = truth + np.random.default_rng(2).normal(size=truth.size)
+    train = duration[:20_000], event[:20_000]
+    censoring, times = censoring_distribution(*train), np.linspace(0, TAU, 101)[1:]
+    expected = {
+        "uno_c": uno_c(duration, event, score, censoring, TAU),
+        "ibs": integrated_brier(duration, event, predict(score).survival_at(times), times, censoring, TAU),
+    }
+    covered = dict.fromkeys(expected, 0)
+    for k in range(100):
+        rows = slice(20_000 + 200 * k, 20_200 + 200 * k)
+        evaluation = prepare(duration[rows], event[rows], train, n_boot=200, seed=k)
+        intervals = evaluation.score(predict(score[rows])).intervals()
+        for metric, value in expected.items():
+            covered[metric] += intervals[metric].low < value < intervals[metric].high
+    assert all(88 <= count <= 100 for count in covered.values()), covered
+
+
+def test_several_seeds_are_averaged_and_widen_the_interval() -> None:
+    duration, event, truth = patients(400)
+    evaluation = prepare(duration, event, n_boot=400)
+    seeds = [noisy(truth, 1.5, s) for s in range(3)]
+    each = [evaluation.score(one).figures["uno_c"] for one in seeds]
+    together = evaluation.score(seeds).figures["uno_c"]
+    assert together[0] == pytest.approx(np.mean([figures[0] for figures in each]))
+    spread = np.std([figures[0] for figures in each])
+    fixed = np.mean(each, axis=0)[1:]  # were the seeds not drawn
+    assert np.var(together[1:]) == pytest.approx(np.var(fixed) + spread**2 / 3, rel=0.25)
+
+
+def test_equal_seeds_are_one_model() -> None:
+    duration, event, truth = patients(100)
+    evaluation = prepare(duration, event)
+    alone, thrice = evaluation.score(predict(truth)), evaluation.score([predict(truth)] * 3)
+    np.testing.assert_allclose(alone.figures["uno_c"], thrice.figures["uno_c"])
+
+
+def test_differences_are_paired() -> None:
+    duration, event, truth = patients(300)
+    evaluation = prepare(duration, event, n_boot=300)
+    good, near, poor = (evaluation.score(noisy(truth, noise, 1)) for noise in (0.5, 0.6, 2.0))
+    assert paired_difference(good, good) == Interval(0.0, 0.0, 0.0)
+    worse = paired_difference(good, poor)  # poor − good
+    assert worse.high < 0
+    assert worse.value == pytest.approx(poor.figures["uno_c"][0] - good.figures["uno_c"][0])
+    assert paired_difference(good, poor, "ibs").low > 0
+    small, own = paired_difference(good, near), good.intervals()["uno_c"]
+    assert small.high - small.low < (own.high - own.low) / 2
+    one_sided = paired_difference(good, poor, level=0.90)
+    assert worse.low < one_sided.low < one_sided.high < worse.high
+
+
+def test_an_order_preserving_change_of_risk_is_no_difference_in_c() -> None:
+    duration, event, truth = patients(200, yearly=True)
+    evaluation, model = prepare(duration, event), predict(truth)
+    scaled = Predictions(model.subject_id, model.prediction_time, model.risk * 1e-9, model.horizon_days, model.survival)
+    assert paired_difference(evaluation.score(model), evaluation.score(scaled)) == Interval(0.0, 0.0, 0.0)
+
+
+def test_a_constant_model_is_one_half_in_every_resample() -> None:
+    duration, event, _ = patients(100)
+    figures = prepare(duration, event).score(predict(np.zeros(100))).figures
+    np.testing.assert_allclose(figures["harrell_c"], 0.5, atol=1e-12)
+    np.testing.assert_allclose(figures["uno_c"], 0.5, atol=1e-12)
+
+
+def test_scores_of_different_patients_are_not_compared() -> None:
+    duration, event, truth = patients(60)
+    one, other = (prepare(duration, event).score(predict(truth)) for _ in range(2))
+    with pytest.raises(ValueError, match="one Evaluation"):
+        paired_difference(one, other)
+
+
+def test_resamples_without_comparable_pairs_are_skipped_and_counted() -> None:
+    duration, event = np.array([10.0, 20.0, 30.0, 40.0]), np.array([1, 0, 0, 0])
+    evaluation = prepare(duration, event, patients(200)[:2], tau=50.0, n_boot=500)
+    scores = evaluation.score(predict(np.array([2.0, 3.0, 1.0, 0.0]), end=50.0))
+    interval = scores.intervals()["harrell_c"]
+    drawn = evaluation.counts[1:]
+    without = int(((drawn[:, 0] == 0) | (drawn[:, 1:].sum(axis=1) == 0)).sum())
+    assert interval.skipped == without > 100
+    assert interval.value == pytest.approx(2 / 3)
+    seen = scores.figures["harrell_c"][1:]
+    assert np.isnan(seen).sum() == without
+    assert interval.low == pytest.approx(np.nanquantile(seen, 0.025))
+    assert scores.intervals()["ibs"].skipped == 0
+    assert interval.to_json()["skipped"] == without
+
+
+def test_no_events_at_all_is_an_error_not_a_number() -> None:
+    duration, event = np.array([10.0, 20.0]), np.array([0, 0])
+    evaluation = prepare(duration, event, patients(200)[:2], tau=50.0)
+    with pytest.raises(EhrError, match="no two patients can be compared"):
+        evaluation.score(predict(np.array([1.0, 2.0]), end=50.0))
+
+
+def test_without_resamples_there_are_no_limits() -> None:
+    duration, event, truth = patients(60)
+    interval = prepare(duration, event, n_boot=0).score(predict(truth)).intervals()["uno_c"]
+    assert (interval.low, interval.high, interval.skipped) == (None, None, 0)
+
+
+def test_a_strangers_curve_that_is_too_coarse_or_too_short_is_named_not_guessed() -> None:
+    duration, event, truth = patients(60)
+    evaluation = prepare(duration, event, horizons=(375.0, 500.0, 1500.0))
+
+    def names(model: Predictions) -> tuple[set[str], dict[str, str]]:
+        scores = evaluation.score(model)
+        return set(scores.figures), dict(scores.not_computed)
+
+    computed, missing = names(predict(truth, points=20))
+    assert computed == {"harrell_c", "uno_c", "ibs", "brier@375", "brier@500", "brier@1500"}
+    assert missing == {}
+    computed, missing = names(predict(truth, points=4))
+    assert computed == {"harrell_c", "uno_c", "brier@375", "brier@1500"}
+    assert "at least 20 curve points reaching 1500 days" in missing["ibs"]
+    assert missing["brier@500"] == "the predictions have no point at 500 days"
+    computed, missing = names(predict(truth, points=100, end=600.0))
+    assert computed == {"harrell_c", "uno_c", "brier@375", "brier@500"}
+    assert set(missing) == {"ibs", "brier@1500"}
+    with pytest.raises(EhrError, match="has no ibs") as error:
+        paired_difference(evaluation.score(predict(truth)), evaluation.score(predict(truth, points=4)), "ibs")
+    assert error.value.code is Exit.BUNDLE
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ({"tau": 1e5}, "horizon of 100000 days is past the longest training duration"),
+        ({"horizons": (1600.0,)}, "reported horizon of 1600 days is past τ, 1500 days"),
+        ({"horizons": (0.0,)}, "reported horizon must be above 0"),
+    ],
+)
+def test_impossible_horizons_are_refused(more: dict, found: str) -> None:
+    duration, event, _ = patients(500)
+    with pytest.raises(EhrError, match=found) as error:
+        prepare(duration, event, **more)
+    assert error.value.code is Exit.COHORT
+
+
+def test_rows_that_do_not_match_are_refused() -> None:
+    duration, event, truth = patients(60)
+    evaluation = prepare(duration, event)
+    with pytest.raises(EhrError, match=r"expected the same 60 subjects .*found 59") as error:
+        evaluation.score(predict(truth[:59]))
+    assert error.value.code is Exit.BUNDLE
+    with pytest.raises(EhrError, match="others"):
+        evaluation.score([predict(truth), predict(truth).take(np.arange(59, -1, -1))])
+
+
+def test_the_same_resamples_for_the_same_seed() -> None:
+    np.testing.assert_array_equal(resample_counts(50, 20, 3), resample_counts(50, 20, 3))
+    assert (resample_counts(50, 20, 3)[1:] != resample_counts(50, 20, 4)[1:]).any()
+    counts = resample_counts(1000, 400, 0)
+    assert (counts[0] == 1).all()
+    assert (counts.sum(axis=1) == 1000).all()
+    assert counts[1:].var() == pytest.approx(1.0, rel=0.02)  # multinomial
+
+
+def test_a_patients_rows_are_drawn_together() -> None:
+    owner = np.array([5, 5, 7, 9, 9, 9])
+    counts = resample_counts(6, 50, 0, owner)
+    assert (counts[:, 0] == counts[:, 1]).all()
+    assert (counts[:, 3] == counts[:, 5]).all()
+    assert (counts[:, [0, 2, 3]].sum(axis=1) == 3).all()
+
+
+def test_a_thousand_resamples_of_nine_hundred_patients_are_quick() -> None:
+    duration, event, truth = patients(900)
+    evaluation = prepare(duration, event, n_boot=1000, horizons=(365.0, 730.0))
+    seeds = [noisy(truth, 1.0, s) for s in range(3)]
+    start = time.perf_counter()
+    scores = evaluation.score(seeds)
+    assert isinstance(scores, Scores)
+    assert time.perf_counter() - start < 4.0  # about 0.15 on a free core, so 15 models in 2 to 4 seconds
