@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ehrsequencing.batches import Batch, SurvivalData, Targets, collate, cut_at_random, epoch_batches, micro_batches
-from ehrsequencing.config import FeaturesConfig, TokensConfig
+from ehrsequencing.cohort import cut
+from ehrsequencing.config import FeaturesConfig, InputConfig, TokensConfig
 from ehrsequencing.errors import EhrError
 from ehrsequencing.features import FeatureSpec, build_features
 from ehrsequencing.timegrid import TimeGrid
@@ -24,6 +25,8 @@ SCHEMA = {
     "code": pl.String,
     "numeric_value": pl.Float32,
 }
+
+KEYS = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
 
 
 def random_history(n: int, seed: int = 0) -> pl.DataFrame:
@@ -186,3 +189,35 @@ def test_survival_data_keeps_rows_together(history, rows, store, tokenizer) -> N
     other = Tokenizer.fit(history, TokensConfig(min_subjects=50))
     with pytest.raises(EhrError, match="another tokenizer"):
         SurvivalData(data.rows, store, data.features, data.grid, other, "abc")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_after_the_cut_can_be_seen(seed: int) -> None:
+    """Artefacts fixed, changing, adding or removing later events leaves tokens and features bit-identical."""
+    rng = np.random.default_rng(seed)
+    events = random_history(30, seed).drop("prediction_time")
+    hours = [dt.timedelta(hours=int(h)) for h in rng.integers(0, 24 * 1500, 30)]
+    rows = pl.DataFrame(
+        {"subject_id": range(1, 31), "prediction_time": [NOW - h for h in hours]}, schema_overrides=KEYS
+    )
+    before = cut(events.lazy(), rows, InputConfig()).collect()
+    tokenizer = Tokenizer.fit(before, TokensConfig(min_subjects=1, min_values=5))
+    spec = FeatureSpec.fit(before, rows, FeaturesConfig(min_subjects=3))
+
+    joined = events.join(rows, on="subject_id")
+    known = joined.filter(pl.col("time").is_null() | (pl.col("time") <= pl.col("prediction_time")))
+    later = joined.filter(pl.col("time") > pl.col("prediction_time")).sample(fraction=0.5, seed=seed)
+    changed = later.with_columns(pl.lit("NEW").alias("code"), pl.lit(9.0, pl.Float32).alias("numeric_value"))
+    tick = pl.col("prediction_time") + pl.duration(microseconds=1)
+    added = rows.with_columns(
+        tick.alias("time"), pl.lit("C1").alias("code"), pl.lit(5.0, pl.Float32).alias("numeric_value")
+    )
+    columns = ["subject_id", "time", "code", "numeric_value"]
+    world = pl.concat([part.select(columns) for part in (known, changed, added)]).sample(
+        fraction=1.0, shuffle=True, seed=1
+    )
+    assert world.height != events.height
+    after = cut(world.lazy(), rows, InputConfig()).collect()
+    assert tokenize(after, rows, tokenizer).fingerprint == tokenize(before, rows, tokenizer).fingerprint
+    features = [build_features(history, rows, spec).values.tobytes() for history in (before, after)]
+    assert features[0] == features[1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from ehrsequencing.config import DAYS_PER_YEAR
 from ehrsequencing.errors import EhrError, Exit
@@ -38,14 +38,7 @@ def tokenize(history: pl.DataFrame, rows: pl.DataFrame, tokenizer: Tokenizer) ->
     Raises:
         EhrError: exit 15 for an event after prediction_time; exit 11 for repeated rows or a missing column.
     """
-    _refuse_bad_columns(history, rows, tokenizer.config.visit_column)
-    keys = rows.select(pl.col("subject_id").cast(pl.Int64), _microseconds("prediction_time")).with_row_index("row")
-    if keys.select(_KEYS).is_duplicated().any():
-        raise EhrError("a subject and prediction_time occurs twice", "rows", "give every row once", code=Exit.DATA)
-    own = history.with_columns(_microseconds("prediction_time"), _microseconds("time")).join(
-        keys, on=_KEYS, how="inner"
-    )
-    refuse_future(own)
+    keys, own = _place(history, rows, tokenizer.config.visit_column)
     prediction_time = keys["prediction_time"].to_numpy().astype("datetime64[us]")
     events = _sorted_events(own, tokenizer)
     spans = Spans.of(events.row, events.static, events.key, keys.height)
@@ -71,7 +64,8 @@ def tokenize(history: pl.DataFrame, rows: pl.DataFrame, tokenizer: Tokenizer) ->
         truncated=np.bincount(events.row[~kept], minlength=keys.height) > 0,
         tokenizer_fingerprint=tokenizer.fingerprint,
         counts={
-            **events.counts,
+            "fallback_share": float(events.fallback[kept].sum() / max(kept.sum(), 1)),
+            "bad_values": events.bad_values,
             "left_out_tokens": int((~kept).sum()),
             "rows_without_birth": int(np.isnan(birth).sum()),
             "events_before_birth": int((age < 0).sum()),
@@ -98,6 +92,18 @@ class _Layout:
         return filled
 
 
+def _place(history: pl.DataFrame, rows: pl.DataFrame, visit_column: str | None) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows numbered, and their own events with that number."""
+    _refuse_bad_columns(history, rows, visit_column)
+    keys = rows.select(pl.col("subject_id").cast(pl.Int64), _microseconds("prediction_time")).with_row_index("row")
+    if keys.select(_KEYS).is_duplicated().any():
+        raise EhrError("a subject and prediction_time occurs twice", "rows", "give every row once", code=Exit.DATA)
+    history = history.with_columns(_microseconds("prediction_time"), _microseconds("time"))
+    own = history.join(keys, on=_KEYS, how="inner")
+    _refuse_future(own)
+    return keys, own
+
+
 def _microseconds(name: str) -> pl.Expr:
     return pl.col(name).cast(pl.Datetime("us"))
 
@@ -120,7 +126,7 @@ def _refuse_bad_columns(history: pl.DataFrame, rows: pl.DataFrame, visit_column:
             )
 
 
-def refuse_future(history: pl.DataFrame) -> None:
+def _refuse_future(history: pl.DataFrame) -> None:
     """Raise EhrError (exit 15) where an event lies after its row's prediction_time."""
     late = int((history["time"] > history["prediction_time"]).sum())
     if late:
@@ -141,13 +147,14 @@ def _births(own: pl.DataFrame, n: int) -> Float64[np.ndarray, " n"]:
 class _Events:
     """All rows' tokens but [CLS], sorted; arrays of T."""
 
-    row: np.ndarray
-    time: np.ndarray  # int64 microseconds; smallest value where static
-    static: np.ndarray
-    key: np.ndarray  # equal within a visit of a row
-    code: np.ndarray
-    value: np.ndarray
-    counts: dict[str, Any]
+    row: Int64[np.ndarray, " T"]
+    time: Int64[np.ndarray, " T"]  # microseconds since the epoch; of no meaning where static
+    static: Bool[np.ndarray, " T"]
+    key: Int64[np.ndarray, " T"]  # equal within a visit of a row
+    code: Int32[np.ndarray, " T"]
+    value: Float32[np.ndarray, " T"]
+    fallback: Bool[np.ndarray, " T"]  # took the id of an ancestor
+    bad_values: int
 
 
 def _sorted_events(own: pl.DataFrame, tokenizer: Tokenizer) -> _Events:
@@ -169,17 +176,18 @@ def _sorted_events(own: pl.DataFrame, tokenizer: Tokenizer) -> _Events:
         order = ["row", "start", "key", "time", "rank", "value"]
     table = table.sort(order, nulls_last=False)
     value = table["value"].fill_null(np.nan).to_numpy()
-    code, exact = table["id"].to_numpy(), table["exact"].to_numpy()
-    total = max(len(code), 1)
-    counts = {
-        "fallback_share": float((~exact & (code != UNK)).sum() / total),
-        "bad_values": int(table["value"].is_not_null().sum() - np.isfinite(value).sum()),
-    }
-    value = np.where(exact, value, np.float32(np.nan))
-    standardised = tokenizer.standardiser.transform(code, value, tokenizer.vocab_size)
-    time = table["time"].fill_null(np.iinfo(np.int64).min).to_numpy()
-    key = table["key"].rle_id().to_numpy().astype(np.int64)
-    return _Events(table["row"].to_numpy(), time, table["time"].is_null().to_numpy(), key, code, standardised, counts)
+    code, exact, static = table["id"].to_numpy(), table["exact"].to_numpy(), table["time"].is_null()
+    own_value = np.where(exact, value, np.float32(np.nan))
+    return _Events(
+        row=table["row"].to_numpy(),
+        time=table["time"].fill_null(0).to_numpy(),
+        static=static.to_numpy(),
+        key=table["key"].rle_id().cast(pl.Int64).to_numpy(),
+        code=code,
+        value=tokenizer.standardiser.transform(code, own_value, tokenizer.vocab_size),
+        fallback=~exact & (code != UNK),
+        bad_values=int(table["value"].is_not_null().sum() - np.isfinite(value).sum()),
+    )
 
 
 def _visit_key(column: str | None) -> pl.Expr:
