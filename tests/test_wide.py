@@ -10,8 +10,8 @@ from scipy.optimize import minimize
 
 from ehrsequencing.batches import Targets
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.models.ridge import PrincipalAxes, Standardiser, stratified_folds
-from ehrsequencing.models.wide import PENALTIES, RidgeHazard, fit_ridge_hazard, score_screen
+from ehrsequencing.models.ridge import PENALTIES, PrincipalAxes, Standardiser, stratified_folds
+from ehrsequencing.models.wide import RidgeHazard, fit_ridge_hazard, score_screen
 from ehrsequencing.timegrid import TimeGrid
 
 GRID = TimeGrid(np.array([0.0, 100.0, 250.0, 500.0, 1000.0]))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 from scipy.linalg import eigh
 from scipy.optimize import minimize
 
+PENALTIES = tuple(float(p) for p in np.logspace(1, -4, 11))
+"""Ridge penalties on a mean negative log likelihood, for standardised columns; strong to weak."""
+PATIENCE = 2
+"""A path ends after so many penalties in a row that did worse than a stronger one: from there on it overfits."""
 FOLDS = 5
 TOLERANCE, CONVERGED = 1e-8, 1e-5
 """Largest gradient entry, in preconditioned coordinates: asked for, and accepted when the line search ends first."""
@@ -61,6 +66,8 @@ class PrincipalAxes:
     def of(cls, z: Float64[np.ndarray, "n p"]) -> PrincipalAxes:
         """Eigenvectors of the smaller Gram matrix; directions without variance are left out."""
         n, p = z.shape
+        if p == 0:
+            return cls(np.zeros((n, 0)), np.zeros((0, 0)), np.zeros(0))
         gram = z.T @ z if p <= n else z @ z.T
         values, vectors = eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
         keep = values > _NULL_SPACE * max(values.max(initial=0.0), 1.0)
@@ -98,10 +105,62 @@ def minimise(
         value, gradient = function(start + scale * step)
         return value, gradient * scale
 
+    if not start.size:
+        return Minimum(start, function(start)[0], 0.0)
     options = {"maxiter": MAX_ITERATIONS, "maxcor": 20, "ftol": 0.0, "gtol": TOLERANCE}
     result = minimize(scaled, np.zeros_like(start), jac=True, method="L-BFGS-B", options=options)
     gradient = float(np.abs(result.jac).max(initial=0.0))
     return Minimum(start + scale * result.x, float(result.fun), gradient if np.isfinite(gradient) else np.inf)
+
+
+class Step(NamedTuple):
+    """One fit of a path; ``judged`` is inf where it did not converge."""
+
+    penalty: float
+    minimum: Minimum
+    judged: float
+
+
+@dataclass(frozen=True)
+class RidgeProblem:
+    """A mean loss over (coefficients on principal axes [r], parameters without a penalty), and how it curves.
+
+    Attributes:
+        start: where the first fit begins.
+        curvature: [r] of the loss along each axis, about; without the penalty.
+        rest_scale: inverse square root of the curvature of each unpenalised parameter; 0 holds it.
+    """
+
+    loss: Loss
+    start: Float64[np.ndarray, " d"]
+    curvature: Float64[np.ndarray, " r"]
+    rest_scale: Float64[np.ndarray, " q"]
+
+    def path(
+        self, penalties: Sequence[float], judge: Callable[[np.ndarray], float], patience: int = PATIENCE
+    ) -> Iterator[Step]:
+        """A fit for each penalty in turn, started at the one before, until ``patience`` in a row were judged worse."""
+        point, best, worse = self.start, np.inf, 0
+        for penalty in penalties:
+            scale = np.concatenate([1 / np.sqrt(self.curvature + penalty), self.rest_scale])
+            minimum = minimise(self._penalised(penalty), point, scale)
+            judged = judge(minimum.point) if minimum.converged else np.inf
+            yield Step(penalty, minimum, judged)
+            point = minimum.point if minimum.converged else point
+            worse = worse + 1 if judged > best else 0
+            best = min(best, judged)
+            if worse == patience:
+                return
+
+    def _penalised(self, penalty: float) -> Loss:
+        rank = len(self.curvature)
+
+        def penalised(point: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = self.loss(point)
+            gradient[:rank] += penalty * point[:rank]
+            return value + penalty / 2 * float(point[:rank] @ point[:rank]), gradient
+
+        return penalised
 
 
 def stratified_folds(event: Bool[np.ndarray, " n"], folds: int) -> Int64[np.ndarray, " n"]:
@@ -116,17 +175,28 @@ def stratified_folds(event: Bool[np.ndarray, " n"], folds: int) -> Int64[np.ndar
     return fold
 
 
-def loss_by_folds(
-    event: Bool[np.ndarray, " n"], loss: Callable[[np.ndarray, np.ndarray], np.ndarray]
-) -> Float64[np.ndarray, " m"] | None:
-    """Total left-out loss of m candidates; None when there are fewer than two events to divide.
+def best_by_folds(
+    event: Bool[np.ndarray, " n"],
+    penalties: Sequence[float],
+    losses: Callable[[np.ndarray, np.ndarray], Sequence[Sequence[float]]],
+) -> tuple[int, tuple[float, ...]]:
+    """The path with the lowest total left-out loss: its number, and its penalties down to the best one.
+
+    The choice where the tuning rows have too few events. With fewer than two events to divide among folds, the last
+    path under its strongest penalty.
 
     Args:
         event: of the training rows; it stratifies the folds.
-        loss: (row numbers to fit, row numbers to judge) -> summed loss of each candidate, inf for a failed one.
+        losses: (row numbers to fit, row numbers to judge) -> the summed loss along each path, strong to weak, inf for
+            a failed fit. A path may end early once it became worse; its last value then stands for the rest.
     """
     folds = min(FOLDS, int(event.sum()))
     if folds < 2:
-        return None
+        return -1, tuple(penalties[:1])
     fold = stratified_folds(event, folds)
-    return np.sum([loss(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(folds)], axis=0)
+    total: np.ndarray = np.zeros(())
+    for k in range(folds):
+        paths = losses(np.flatnonzero(fold != k), np.flatnonzero(fold == k))
+        total = total + np.array([[*path, *[path[-1]] * (len(penalties) - len(path))] for path in paths])
+    best, last = divmod(int(np.argmin(total)), len(penalties))
+    return best, tuple(penalties[: last + 1])

@@ -15,14 +15,20 @@ from ehrsequencing.batches import SurvivalData, Targets
 from ehrsequencing.config import MIN_TUNING_EVENTS, TRAIN, TUNING
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.losses import survival_nll
-from ehrsequencing.models.ridge import CONVERGED, FOLDS, Loss, PrincipalAxes, Standardiser, loss_by_folds, minimise
+from ehrsequencing.models.ridge import (
+    CONVERGED,
+    FOLDS,
+    PATIENCE,
+    PENALTIES,
+    Loss,
+    PrincipalAxes,
+    RidgeProblem,
+    Standardiser,
+    best_by_folds,
+)
 
-PENALTIES = tuple(float(p) for p in np.logspace(1, -4, 11))
-"""Ridge penalties on the mean negative log likelihood, for standardised columns; strong to weak."""
 SCREENS = (50, 200, 800)
 """How many of the best-scoring columns `fit_wide` tries, beside all of them."""
-PATIENCE = 2
-"""A path ends after so many penalties in a row that did worse than a stronger one: from there on it overfits."""
 
 
 class PathRow(NamedTuple):
@@ -163,14 +169,15 @@ def fit_ridge_hazard(
     if not targets.event.any():
         raise EhrError("no events among the training rows", "linear hazard", "take another task", code=Exit.COHORT)
     n_bins = int(targets.bin.max()) + 1 if n_bins is None else n_bins
-    plan = _Plan(tuple(sorted(penalties, reverse=True)), (*sorted(screens), x_train.shape[1]), n_bins)
+    narrower = sorted(screen for screen in screens if screen < x_train.shape[1])
+    plan = _Plan(tuple(sorted(penalties, reverse=True)), (*narrower, x_train.shape[1]), n_bins)
     rows = _Rows(x_train, targets, x_tune, targets_tune)
     tuning_events = int(targets_tune.event.sum())
     if tuning_events >= MIN_TUNING_EVENTS:
         fits = [fit for path in _paths(rows, plan) for fit in path]
         best = min(fits, key=lambda fit: fit.path[0].tuning_nll)
         return replace(best, path=tuple(fit.path[0] for fit in fits))
-    (path,) = _paths(rows, _narrowed(rows, plan))
+    (path,) = _paths(rows, _by_folds(rows, plan))
     converged = [fit for fit in path if fit.path[0].gradient <= CONVERGED]
     note = f"{tuning_events} tuning events cannot choose the penalty: {FOLDS} folds of the training rows did"
     return replace(converged[-1], path=tuple(fit.path[0] for fit in path), notes=(note,))
@@ -224,23 +231,16 @@ class _Rows(NamedTuple):
         x, targets = self.x, self.targets
         return _Rows(x[fitted], targets.take(fitted), x[judged], targets.take(judged))
 
-    def with_columns(self, x: np.ndarray, x_tune: np.ndarray) -> _Rows:
-        return self._replace(x=x, x_tune=x_tune)
 
+def _by_folds(rows: _Rows, plan: _Plan) -> _Plan:
+    """The plan narrowed to the best screen, and to the penalties that lead up to its best."""
 
-def _narrowed(rows: _Rows, plan: _Plan) -> _Plan:
-    """The screen and penalty with the lowest NLL left out of folds, led up to by the stronger penalties."""
+    def losses(fitted: np.ndarray, judged: np.ndarray) -> list[list[float]]:
+        paths = _paths(rows.fold(fitted, judged), plan)
+        return [[fit.path[0].tuning_nll * len(judged) for fit in path] for path in paths]
 
-    def loss(fitted: np.ndarray, judged: np.ndarray) -> np.ndarray:
-        scores = [[fit.path[0].tuning_nll for fit in path] for path in _paths(rows.fold(fitted, judged), plan)]
-        # a path that ended early had become worse: its last value stands for the rest
-        return len(judged) * np.ravel([row + row[-1:] * (len(plan.penalties) - len(row)) for row in scores])
-
-    losses = loss_by_folds(rows.targets.event.numpy() > 0, loss)
-    best = (len(plan.screens) - 1) * len(plan.penalties) if losses is None else int(np.argmin(losses))
-    screen, penalty = divmod(best, len(plan.penalties))
-    leading = plan.penalties[: penalty + 1]
-    return replace(plan, penalties=leading, screens=(plan.screens[screen],), patience=len(leading))
+    screen, penalties = best_by_folds(rows.targets.event.numpy() > 0, plan.penalties, losses)
+    return replace(plan, penalties=penalties, screens=(plan.screens[screen],), patience=len(penalties))
 
 
 def _paths(rows: _Rows, plan: _Plan) -> list[list[RidgeHazard]]:
@@ -252,7 +252,7 @@ def _paths(rows: _Rows, plan: _Plan) -> list[list[RidgeHazard]]:
     for screen in plan.screens:
         kept = np.sort(order[:screen])
         path = []
-        for row, weight, bias in _path(rows.with_columns(z[:, kept], z_tune[:, kept]), plan):
+        for row, weight, bias in _path(rows._replace(x=z[:, kept], x_tune=z_tune[:, kept]), plan):
             full = np.zeros(z.shape[1])
             full[kept] = weight
             path.append(RidgeHazard(standardise.mean, standardise.std, full, bias, row.penalty, (row,)))
@@ -261,38 +261,28 @@ def _paths(rows: _Rows, plan: _Plan) -> list[list[RidgeHazard]]:
 
 
 def _path(rows: _Rows, plan: _Plan) -> Iterator[tuple[PathRow, np.ndarray, np.ndarray]]:
-    """Row, weights [P] and intercepts [K] for each penalty in turn, warm-started, until it only gets worse."""
+    """Row, weights [P] and intercepts [K] for each penalty in turn; ``rows`` are standardised."""
     axes = PrincipalAxes.of(rows.x)
     rank = len(axes.variance)
-    loss = _objective(axes.scores, rows.targets)
     bias, bias_scale = _marginal(rows.targets, plan.n_bins)
-    curvature = (
-        rows.targets.event.double().mean().item() * axes.variance
-    )  # [r] about the information at the marginal hazard
-    point, best, worse = np.concatenate([np.zeros(rank), bias]), np.inf, 0
-    for penalty in plan.penalties:
-        scale = np.concatenate([1 / np.sqrt(curvature + penalty), bias_scale])
-        minimum = minimise(_penalised(loss, penalty, rank), point, scale)
-        weight, bias = axes.rotation @ minimum.point[:rank], minimum.point[rank:]
+    information = rows.targets.event.double().mean().item()  # of a unit of φ, about, at the marginal hazard
+    start = np.concatenate([np.zeros(rank), bias])
+    problem = RidgeProblem(_loss(axes.scores, rows.targets), start, information * axes.variance, bias_scale)
+
+    def split(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return axes.rotation @ point[:rank], point[rank:]
+
+    def judge(point: np.ndarray) -> float:
+        weight, bias = split(point)
+        return mean_nll(bias + (rows.x_tune @ weight)[:, None], rows.targets_tune)
+
+    for penalty, minimum, judged in problem.path(plan.penalties, judge, plan.patience):
+        weight, bias = split(minimum.point)
         train = minimum.value - penalty / 2 * float(weight @ weight)
-        tuning = mean_nll(bias + (rows.x_tune @ weight)[:, None], rows.targets_tune) if minimum.converged else np.inf
-        yield PathRow(rows.x.shape[1], penalty, train, tuning, minimum.gradient), weight, bias
-        point = minimum.point if minimum.converged else point
-        best, worse = min(best, tuning), worse + 1 if tuning > best else 0
-        if worse == plan.patience:
-            return
+        yield PathRow(rows.x.shape[1], penalty, train, judged, minimum.gradient), weight, bias
 
 
-def _penalised(loss: Loss, penalty: float, rank: int) -> Loss:
-    def penalised(v: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = loss(v)
-        gradient[:rank] += penalty * v[:rank]
-        return value + penalty / 2 * float(v[:rank] @ v[:rank]), gradient
-
-    return penalised
-
-
-def _objective(scores: np.ndarray, targets: Targets) -> Loss:
+def _loss(scores: np.ndarray, targets: Targets) -> Loss:
     """Mean NLL and its gradient at (coefficients on the axes [r], intercepts [K])."""
     rank = scores.shape[1]
 
