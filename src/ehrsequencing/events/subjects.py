@@ -70,9 +70,10 @@ def hash_ids(source_ids: Iterable[str], *, salt: str = "", where: str = "") -> I
     texts, key = list(source_ids), salt.encode()
     if len(key) > hashlib.blake2b.MAX_KEY_SIZE:
         raise EhrError("the salt is longer than 64 bytes", where, "shorten it", code=Exit.CONFIG)
-    words = (hashlib.blake2b(text.encode(), digest_size=8, key=key).digest() for text in texts)
+    blake2b = hashlib.blake2b
+    words = [blake2b(text.encode(), digest_size=8, key=key).digest() for text in texts]
     numbers = (np.frombuffer(b"".join(words), dtype=">u8") >> np.uint64(1)).astype(np.int64)
-    if len(np.unique(numbers)) < len(set(texts)):
+    if pl.Series(numbers).n_unique() < len(set(texts)):
         raise EhrError("two identifiers have the same hash", where, "choose another salt", code=Exit.DATA)
     return numbers
 

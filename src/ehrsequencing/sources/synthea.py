@@ -259,23 +259,21 @@ class _Conversion:
 
 def _events(rule: Rule, rows: pl.DataFrame) -> pl.DataFrame:
     """The table's rows with the columns of an event, and the reason why a row is none (null where it is one)."""
-    time, visits = parse_times(pl.col("TIME")), _visit_ids(rows["VISIT"])
+    rows = rows.with_columns(time=parse_times(pl.col("TIME")), visit_id=_visit_ids(rows["VISIT"]))
     empty = [pl.when(pl.col(name).is_null()).then(pl.lit(f"{name} is empty")) for name in rule.needs if name != "VALUE"]
     reasons = [
         *empty,
         pl.when(~pl.col("known").fill_null(False)).then(pl.lit("the patient is not in the patients table")),
         pl.when(pl.col("subject_id").is_null()).then(pl.lit("the patient's own row was set aside")),
         pl.when(pl.col("TIME").is_null()).then(pl.lit("the date is empty")),
-        pl.when(time.is_null()).then(pl.lit("the date cannot be read")),
+        pl.when(pl.col("time").is_null()).then(pl.lit("the date cannot be read")),
         pl.when(rule.unreadable).then(pl.lit("the value is not a finite number")),
     ]
     return rows.with_columns(
-        time=time,
         code=rule.code,
         description=rule.description,
         numeric_value=rule.value,
         unit=pl.when(rule.value.is_not_null()).then(pl.col("UNITS")),
-        visit_id=visits,
         reason=pl.coalesce(reasons),
     )
 
