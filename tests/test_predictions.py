@@ -43,7 +43,7 @@ def test_written_and_read_is_the_same(tmp_path: Path) -> None:
         "horizon_days": pl.List(pl.Float64),
         "survival": pl.List(pl.Float64),
     }
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_risk_alone_is_a_valid_file(tmp_path: Path) -> None:

@@ -302,7 +302,7 @@ def test_saved_and_loaded_are_the_same(tmp_path: Path) -> None:
         assert isinstance(again.code, np.memmap) == mmap
         assert again.fingerprint == store.fingerprint
         assert again.stats == store.stats
-    assert not list(tmp_path.glob("*partial*"))
+    assert not list(tmp_path.glob("*.tmp"))
     nobody = tokenize(history, rows_of([]), tokenizer)
     nobody.save(tmp_path / "nobody")
     assert len(TokenStore.load(tmp_path / "nobody")) == 0

@@ -13,6 +13,7 @@ from jaxtyping import Float64, Int64, Integer
 
 from ehrsequencing.cohort.labels import within_horizon
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.files import staged_file
 
 TOLERANCE = 1e-6
 """By how much survival may leave [0, 1] or rise: rounding of single-precision models."""
@@ -122,13 +123,10 @@ class Predictions:
         )
 
     def write(self, path: Path | str) -> None:
-        """Write parquet with the cohort's fingerprint and the model's name in its metadata; temporary, then renamed."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        metadata = {_FINGERPRINT: self.cohort_fingerprint, _MODEL: self.model}
-        self.to_frame().write_parquet(partial, metadata=metadata)
-        partial.replace(path)
+        """Write parquet with the cohort's fingerprint and the model's name in its metadata; whole, or not at all."""
+        with staged_file(path) as draft:
+            metadata = {_FINGERPRINT: self.cohort_fingerprint, _MODEL: self.model}
+            self.to_frame().write_parquet(draft, metadata=metadata)
 
     @classmethod
     def read(cls, path: Path | str) -> Predictions:
@@ -252,32 +250,31 @@ def write_horizon_labels(
     Raises:
         EhrError: exit 13 where a subject has no outcome row, or a horizon lies beyond the curves.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    keys = ["subject_id", "prediction_time"]
     written = []
-    for horizon in horizons:
-        risk = 1.0 - predictions.survival_at(np.array([float(horizon)]))[:, 0]  # [n]
-        own = predictions.to_frame().select(keys).with_columns(predicted_boolean_probability=risk)
-        known = own.join(outcomes.with_columns(pl.col("prediction_time").cast(pl.Datetime("us"))), on=keys, how="inner")
-        if known.height != len(predictions):
-            missing = len(predictions) - known.height
-            raise EhrError(
-                f"{missing} predicted subjects have no outcome at their prediction_time",
-                predictions.model or "predictions",
-                "use the cohort these predictions were made for",
-                code=Exit.BUNDLE,
-            )
-        labels = within_horizon(known, float(horizon)).join(own, on=keys, how="left").sort(keys)
-        file = folder / f"horizon-{horizon:g}.parquet"
-        partial = file.with_name(file.name + ".partial")
-        labels.select(
-            *keys,
-            "boolean_value",
-            pl.lit(None, dtype=pl.Boolean).alias("predicted_boolean_value"),
-            "predicted_boolean_probability",
-        ).write_parquet(partial)
-        partial.replace(file)
-        written.append((float(horizon), file.name, labels.height, known.height - labels.height))
+    for horizon in map(float, horizons):
+        labels = _within(predictions, outcomes, horizon)
+        file = Path(folder) / f"horizon-{horizon:g}.parquet"
+        with staged_file(file) as draft:
+            labels.write_parquet(draft)
+        written.append((horizon, file.name, labels.height, len(predictions) - labels.height))
     schema = {"horizon_days": pl.Float64, "file": pl.String, "rows": pl.Int64, "left_out": pl.Int64}
     return pl.DataFrame(written, schema=schema, orient="row")
+
+
+def _within(predictions: Predictions, outcomes: pl.DataFrame, horizon: float) -> pl.DataFrame:
+    """The MEDS evaluation table of one horizon, sorted by subject."""
+    keys = ["subject_id", "prediction_time"]
+    risk = 1.0 - predictions.survival_at(np.array([horizon]))[:, 0]  # [n]
+    own = predictions.to_frame().select(keys).with_columns(predicted_boolean_probability=risk)
+    known = own.join(outcomes.with_columns(pl.col("prediction_time").cast(pl.Datetime("us"))), on=keys, how="inner")
+    if known.height != len(predictions):
+        missing = len(predictions) - known.height
+        raise EhrError(
+            f"{missing} predicted subjects have no outcome at their prediction_time",
+            predictions.model or "predictions",
+            "use the cohort these predictions were made for",
+            code=Exit.BUNDLE,
+        )
+    labels = within_horizon(known, horizon).join(own, on=keys, how="left").sort(keys)
+    no_choice = pl.lit(None, dtype=pl.Boolean).alias("predicted_boolean_value")
+    return labels.select(*keys, "boolean_value", no_choice, "predicted_boolean_probability")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, Integer
 
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.tokens.vocabulary import N_SPECIAL, UNK
+from ehrsequencing.files import staged
+from ehrsequencing.tokens.vocabulary import UNK
 
 TOKEN_ARRAYS = ("code", "value", "age", "visit", "gap", "day")
+_DESCRIPTION = "store.json"
 ROW_ARRAYS = ("subject_id", "prediction_time", "truncated")
 
 
@@ -101,24 +101,19 @@ class TokenStore:
         return digest.hexdigest()
 
     def save(self, folder: Path | str) -> None:
-        """Write one ``.npy`` file an array and ``store.json`` beside them, through a temporary folder."""
-        folder = Path(folder)
-        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-        partial.mkdir(parents=True)
-        for name in (*TOKEN_ARRAYS, *ROW_ARRAYS, "offsets"):
-            np.save(partial / f"{name}.npy", getattr(self, name), allow_pickle=False)
-        meta = {"tokenizer": self.tokenizer_fingerprint, "counts": self.counts, "n_special": N_SPECIAL}
-        (partial / "store.json").write_text(json.dumps(meta, sort_keys=True), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        """Write one ``.npy`` file an array and ``store.json`` beside them; whole, or not at all."""
+        with staged(folder, marker=_DESCRIPTION) as draft:
+            for name in (*TOKEN_ARRAYS, *ROW_ARRAYS, "offsets"):
+                np.save(draft / f"{name}.npy", getattr(self, name), allow_pickle=False)
+            meta = {"tokenizer": self.tokenizer_fingerprint, "counts": self.counts}
+            (draft / _DESCRIPTION).write_text(json.dumps(meta, sort_keys=True), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path | str, mmap: bool = True) -> TokenStore:
         """Read what ``save`` wrote, memory-mapped unless told otherwise; EhrError (exit 13) where it is not whole."""
         folder = Path(folder)
         try:
-            meta = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+            meta = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
             arrays = {
                 name: np.load(folder / f"{name}.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
                 for name in (*TOKEN_ARRAYS, *ROW_ARRAYS, "offsets")

@@ -15,6 +15,7 @@ import polars as pl
 from ehrsequencing.config import TokensConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import BIRTH, DEATH
+from ehrsequencing.files import staged_file
 from ehrsequencing.tokens.standardiser import Standardiser
 from ehrsequencing.tokens.vocabulary import N_SPECIAL, SPECIAL, UNK, ancestors, fit_vocabulary
 
@@ -117,11 +118,9 @@ class Tokenizer:
         return cls(codes, Standardiser(ids, median, scale, config.value_clip), config)
 
     def save(self, path: Path | str) -> None:
-        """Write as JSON, through a temporary file."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self._text(), encoding="utf-8")
-        partial.replace(path)
+        """Write as JSON; whole, or not at all."""
+        with staged_file(path) as draft:
+            draft.write_text(self._text(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
