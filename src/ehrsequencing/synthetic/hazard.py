@@ -61,6 +61,7 @@ class Effects:
     slope: float = -0.30
 
 
+_US_PER_DAY = 86_400_000_000
 EFFECTS = Effects()
 BASELINE = Weibull(shape=1.2, scale_days=3_200.0)
 DEATH_BASELINE = Weibull(shape=1.3, scale_days=9_000.0)
@@ -100,7 +101,11 @@ class Recorded:
         self, rows: Bool[np.ndarray, " events"], weights: Float64[np.ndarray, " some"]
     ) -> Float64[np.ndarray, " n"]:
         """Sum of ``weights`` (one an event in ``rows``) over each patient."""
-        return np.bincount(self.patient[rows], weights=weights, minlength=self.n)
+        return np.bincount(self.patient[rows], weights=weights, minlength=self.n).astype(np.float64)
+
+    def count(self, rows: Bool[np.ndarray, " events"]) -> Float64[np.ndarray, " n"]:
+        """How many events in ``rows`` each patient has."""
+        return self.total(rows, np.ones(np.count_nonzero(rows)))
 
 
 def decayed(events: Recorded, code: str, decay_days: float) -> Float64[np.ndarray, " n"]:
@@ -134,7 +139,7 @@ def latest_value(events: Recorded, code: str, centre: float, unit: float) -> Flo
     """(last value of ``code`` - centre) / unit, the mean of values at the same last time; 0 where there is none."""
     rows = events.having(code) & np.isfinite(events.value)
     rows &= events.days_ago == events.last(code)[events.patient]
-    count = events.total(rows, np.ones(int(rows.sum())))
+    count = events.count(rows)
     mean = events.total(rows, events.value[rows]) / np.maximum(count, 1)
     return np.where(count > 0, (mean - centre) / unit, 0.0)
 
@@ -143,7 +148,7 @@ def trend(events: Recorded, code: str) -> Float64[np.ndarray, " n"]:
     """Standardised, clipped least-squares slope per year of the values of ``code``; 0 under 3 values."""
     rows = events.having(code) & np.isfinite(events.value)
     patient, x, y = events.patient[rows], -events.days_ago[rows] / DAYS_PER_YEAR, events.value[rows]
-    count = events.total(rows, np.ones_like(x))
+    count = events.count(rows)
     x = x - (events.total(rows, x) / np.maximum(count, 1))[patient]
     y = y - (events.total(rows, y) / np.maximum(count, 1))[patient]
     spread = events.total(rows, x * x)
@@ -196,12 +201,12 @@ def log_hazard(history: pl.DataFrame, rows: pl.DataFrame) -> Float64[np.ndarray,
     """
     numbered = rows.select("subject_id").with_row_index("patient").cast({"patient": pl.Int64})
     history = history.join(numbered, on="subject_id", how="inner", maintain_order="left")
-    days = (pl.col("prediction_time") - pl.col("time")).dt.total_microseconds() / 86_400_000_000
-    flat = history.with_columns(days_ago=days.fill_null(float("nan")))
+    ago = history.select((pl.col("prediction_time") - pl.col("time")).dt.total_microseconds()).to_series()
+    days_ago = ago.cast(pl.Float64).fill_null(float("nan")).to_numpy() / _US_PER_DAY
     names = sorted(set(history["code"]))
     ids = {name: number for number, name in enumerate(names)}
     code = history["code"].replace_strict(ids, return_dtype=pl.Int32).to_numpy() if names else np.zeros(0, np.int32)
     value = history["numeric_value"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-    events = Recorded(rows.height, flat["patient"].to_numpy(), flat["days_ago"].to_numpy(), code, value, ids)
-    male = events.total(events.having(v.MALE), np.ones(int(events.having(v.MALE).sum()))) > 0
+    events = Recorded(rows.height, history["patient"].to_numpy(), days_ago, code, value, ids)
+    male = events.count(events.having(v.MALE)) > 0
     return log_hazard_of(events, events.first(BIRTH) / DAYS_PER_YEAR, male)

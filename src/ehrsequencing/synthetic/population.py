@@ -76,12 +76,12 @@ class Drug:
 
 
 CONDITIONS = (
-    Condition(v.HYPERTENSION, 60, 6, 0.4),
-    Condition(v.DIABETES, 70, 6, 0.5, v.HYPERTENSION, 1.6),
-    Condition(v.CORONARY, 69, 7, 0.5, v.DIABETES, 2.0),
-    Condition(v.COPD, 78, 5, 0.5),
-    Condition(v.KIDNEY, 66, 9, 0.4, v.DIABETES, 2.0),
-    Condition(v.FIBRILLATION, 66, 9, 0.3, v.HYPERTENSION, 1.5),
+    Condition(v.HYPERTENSION, 60.0, 6.0, 0.4),
+    Condition(v.DIABETES, 70.0, 6.0, 0.5, v.HYPERTENSION, 1.6),
+    Condition(v.CORONARY, 69.0, 7.0, 0.5, v.DIABETES, 2.0),
+    Condition(v.COPD, 78.0, 5.0, 0.5),
+    Condition(v.KIDNEY, 66.0, 9.0, 0.4, v.DIABETES, 2.0),
+    Condition(v.FIBRILLATION, 66.0, 9.0, 0.3, v.HYPERTENSION, 1.5),
 )
 DRUGS = (
     Drug(v.ACE_INHIBITOR, v.HYPERTENSION, 0.75, 0.15, 3.0, 180),
