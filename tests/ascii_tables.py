@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
+from ehrsequencing.config import TaskConfig, parse
 from ehrsequencing.events import MedsDataset, write_dataset
 
 EVENTS = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
 LABELS = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "duration": pl.Float64, "event": pl.Int8}
+
+
+TWO_PATIENTS = """
+subject_id | time       | code
+1          | 2010-01-01 | ICD10CM//I21.4
+1          | 2013-02-01 | OUT
+2          | 2010-01-01 | ICD10CM//I21.9
+2          | 2013-02-01 | A
+"""
+
+
+def task(**settings: Any) -> TaskConfig:
+    """A task that asks on 2013-01-01 for the code OUT and requires nothing, but for the given settings."""
+    defaults: dict[str, Any] = {"name": "spec", "index": {"date": dt.date(2013, 1, 1)}, "outcome": "OUT"}
+    return parse(TaskConfig, defaults | {"require": {"visits": 0}} | settings, "test")
 
 
 def rows(text: str) -> list[dict[str, str | None]]:

@@ -1,0 +1,239 @@
+"""The fast rules held against a plain reference; prediction rows; label files; users' mistakes."""
+
+from __future__ import annotations
+
+import datetime as dt
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+import cohort_reference as reference
+from ascii_tables import EVENTS, TWO_PATIENTS, dataset, on_disk, task
+from ehrsequencing.cohort import build_cohort, eligible, prediction_rows
+from ehrsequencing.errors import EhrError, Exit
+
+
+class TestLabelFiles:
+    def write(self, folder: Path, times: dict[int, dt.datetime], **more: Any) -> Path:
+        rows = {"subject_id": list(times), "prediction_time": list(times.values())}
+        pl.DataFrame(rows | more, schema_overrides={"subject_id": pl.Int64}).write_parquet(folder / "labels.parquet")
+        return folder / "labels.parquet"
+
+    def test_each_subject_has_its_own_time(self, tmp_path: Path) -> None:
+        file = self.write(
+            tmp_path, {1: dt.datetime(2012, 1, 1), 9: dt.datetime(2012, 1, 1)}, boolean_value=[True, True]
+        )
+        data = dataset(TWO_PATIENTS, tmp_path / "meds")
+        cohort = build_cohort(data, task(index={"labels": file}))
+        assert cohort.table.select("subject_id", "prediction_time").rows() == [(1, dt.datetime(2012, 1, 1))]
+        removed = dict(cohort.attrition.select("rule", "removed").iter_rows())
+        assert removed["no records"] == 1
+        assert removed["no index"] == 1
+        assert cohort.attrition["remaining"].to_list()[:3] == [3, 2, 1]
+
+    def test_shards_in_a_folder(self, tmp_path: Path) -> None:
+        for subject in (1, 2):
+            folder = tmp_path / "labels" / str(subject)
+            folder.mkdir(parents=True)
+            self.write(folder, {subject: dt.datetime(2012, 1, 1)})
+        data = dataset(TWO_PATIENTS, tmp_path / "meds")
+        assert build_cohort(data, task(index={"labels": tmp_path / "labels"})).table.height == 2
+
+    def test_a_subject_twice(self, tmp_path: Path) -> None:
+        times = [dt.datetime(2012, 1, 1), dt.datetime(2012, 1, 2)]
+        pl.DataFrame({"subject_id": [1, 1], "prediction_time": times}).write_parquet(tmp_path / "labels.parquet")
+        data = dataset(TWO_PATIENTS, tmp_path / "meds")
+        with pytest.raises(EhrError, match="one prediction a subject") as error:
+            build_cohort(data, task(index={"labels": tmp_path / "labels.parquet"}))
+        assert error.value.code == Exit.COHORT
+
+    @pytest.mark.parametrize(
+        ("columns", "said"),
+        [
+            ({"subject_id": [1]}, "prediction_time is missing"),
+            ({"subject_id": ["1"], "prediction_time": [dt.datetime(2012, 1, 1)]}, "String"),
+            ({"subject_id": [1], "prediction_time": [dt.datetime(2012, 1, 1, tzinfo=dt.UTC)]}, "UTC"),
+            ({"subject_id": [1, 2], "prediction_time": [dt.datetime(2012, 1, 1), None]}, "null"),
+        ],
+    )
+    def test_files_that_are_no_labels(self, tmp_path: Path, columns: dict[str, list[Any]], said: str) -> None:
+        pl.DataFrame(columns).write_parquet(tmp_path / "labels.parquet")
+        data = dataset(TWO_PATIENTS, tmp_path / "meds")
+        with pytest.raises(EhrError, match=said) as error:
+            build_cohort(data, task(index={"labels": tmp_path / "labels.parquet"}))
+        assert error.value.code == Exit.DATA
+
+    @pytest.mark.parametrize("content", [None, b"no parquet"])
+    def test_no_such_file(self, tmp_path: Path, content: bytes | None) -> None:
+        if content is not None:
+            (tmp_path / "labels.parquet").write_bytes(content)
+        data = dataset(TWO_PATIENTS, tmp_path / "meds")
+        with pytest.raises(EhrError, match="parquet") as error:
+            build_cohort(data, task(index={"labels": tmp_path / "labels.parquet"}))
+        assert error.value.code == Exit.DATA
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("settings", "where"),
+        [
+            ({"outcome": "ICD10CM//I21.44"}, "outcome"),
+            ({"outcome": {"code": {"prefix": "ICD10CM//I22."}}}, "outcome"),
+            ({"outcome": {"code": {"regex": "ICD10CM//I21[.]$"}}}, "outcome"),
+            ({"exclude": ["OUT", "ICD9CM//I21.4"]}, "exclude.1"),
+            ({"index": {"event": "first", "code": "ICD10//I21.4"}}, "index.code"),
+        ],
+    )
+    def test_a_code_that_occurs_nowhere(self, tmp_path: Path, settings: dict[str, Any], where: str) -> None:
+        with pytest.raises(EhrError, match=r"near codes: .*ICD10CM//I21\.4") as error:
+            build_cohort(dataset(TWO_PATIENTS, tmp_path / "meds"), task(**settings))
+        assert error.value.code == Exit.COHORT
+        assert error.value.where == f"task spec, {where}"
+
+    def test_nobody_left(self, tmp_path: Path) -> None:
+        data = dataset(TWO_PATIENTS, tmp_path / "meds")
+        with pytest.raises(EhrError, match="nobody is left") as error:
+            build_cohort(data, task(index={"date": dt.date(2020, 1, 1)}))
+        assert error.value.code == Exit.COHORT
+        assert "prediction_time after the last record" in str(error.value)
+
+    @pytest.mark.parametrize(("horizon", "split"), [(None, "held_out"), (30.0, "train")])
+    def test_no_outcome_in_training(self, tmp_path: Path, horizon: float | None, split: str) -> None:
+        data = dataset(TWO_PATIENTS, tmp_path / "meds", {1: split})
+        with pytest.raises(EhrError, match=r"no outcome \(OUT\).*in the training split") as error:
+            build_cohort(data, task(horizon_days=horizon))
+        assert error.value.code == Exit.COHORT
+
+    def test_a_time_zone_in_the_task(self, tmp_path: Path) -> None:
+        data = dataset(TWO_PATIENTS, tmp_path / "meds")
+        with pytest.raises(EhrError, match="time zone") as error:
+            build_cohort(data, task(index={"date": dt.datetime(2013, 1, 1, tzinfo=dt.UTC)}))
+        assert error.value.code == Exit.CONFIG
+
+    def test_a_subject_without_a_split(self, tmp_path: Path) -> None:
+        data = dataset(TWO_PATIENTS, tmp_path / "meds")
+        splits = tmp_path / "meds/metadata/subject_splits.parquet"
+        pl.read_parquet(splits).head(1).write_parquet(splits)
+        with pytest.raises(EhrError, match="1 of the 2 subjects") as error:
+            build_cohort(data, task())
+        assert error.value.code == Exit.DATA
+
+
+class TestPredictionRows:
+    def test_no_outcome_is_needed(self, tmp_path: Path) -> None:
+        data = dataset(
+            """
+            subject_id | time       | code
+            1          | 2012-01-01 | A           # last seen a year before
+            2          | 2012-01-01 | BAD
+            3          | 2012-01-01 | MEDS_DEATH
+            """,
+            tmp_path / "meds",
+        )
+        rows, attrition = eligible(data, task(exclude=["BAD", "ABSENT"], outcome="NEVER"))
+        assert rows.rows() == [(1, dt.datetime(2013, 1, 1))]
+        assert dict(attrition.select("rule", "removed").iter_rows())["dead"] == 1
+
+    def test_birthdays_that_have_not_come(self, tmp_path: Path) -> None:
+        data = dataset(
+            """
+            subject_id | time       | code
+            1          | 1960-01-01 | MEDS_BIRTH
+            1          | 2009-06-01 | A
+            2          | 1970-01-01 | MEDS_BIRTH   # 50 in 2020, the data end in 2012
+            2          | 2012-01-01 | A
+            """,
+            tmp_path / "meds",
+        )
+        rows = prediction_rows(data, task(index={"age": 50}))
+        assert rows.rows() == [(1, dt.datetime(2010, 1, 1))]
+
+    def test_a_label_file_instead(self, tmp_path: Path) -> None:
+        data = dataset(TWO_PATIENTS, tmp_path / "meds")
+        file = TestLabelFiles().write(tmp_path, {2: dt.datetime(2030, 1, 1)})
+        assert prediction_rows(data, task(), labels=file).rows() == [(2, dt.datetime(2030, 1, 1))]
+
+    def test_the_cohort_is_among_them(self, tmp_path: Path) -> None:
+        data = dataset(TWO_PATIENTS, tmp_path / "meds")
+        question = task(require={"visits": 1})
+        kept = build_cohort(data, question).table.select("subject_id", "prediction_time")
+        assert_frame_equal(prediction_rows(data, question).join(kept, on=kept.columns, how="semi"), kept)
+
+    def test_nobody(self, tmp_path: Path) -> None:
+        data = dataset(TWO_PATIENTS, tmp_path / "meds")
+        with pytest.raises(EhrError, match="nobody is left"):
+            prediction_rows(data, task(index={"event": "first", "code": "ABSENT"}))
+
+
+DAYS = ["1999-12-31", "2000-02-28", "2000-02-29", "2000-03-01", "2001-02-28", "2001-03-01", "2001-08-29", "2002-02-28"]
+CLOCKS = ["00:00", "08:00", "23:59:59.999999"]
+TIMES = st.builds("{}T{}".format, st.sampled_from(DAYS), st.sampled_from(CLOCKS)).map(dt.datetime.fromisoformat)
+CODES = ["MEDS_BIRTH", "MEDS_DEATH", "A", "B/1", "B/2", "OUT"]
+ROWS = st.builds(
+    reference.Row,
+    time=st.none() | TIMES,
+    code=st.sampled_from([*CODES, "A", "OUT"]),
+    value=st.sampled_from([None, float("nan"), 1.0, 6.5]),
+)
+RECORDS = st.lists(ROWS, min_size=1, max_size=8)
+PREDICATES = st.builds(
+    lambda code, low, high: {"code": code, "value_min": low, "value_max": high},
+    st.sampled_from(["A", "OUT", "MEDS_DEATH", {"prefix": "B/"}, {"regex": "[/U]"}, {"any": ["A", "B/2"]}]),
+    st.sampled_from([None, None, 1.0, 2.0]),
+    st.sampled_from([None, None, 1.0]),
+)
+INDICES = st.one_of(
+    st.builds(lambda years: {"age": years}, st.sampled_from([0.0, 0.5, 1.0, 2.0])),
+    st.builds(lambda time: {"date": time}, TIMES),
+    st.builds(lambda day: {"date": dt.date.fromisoformat(day)}, st.sampled_from(DAYS)),
+    st.builds(lambda code: {"event": "first", "code": code}, st.sampled_from(["A", {"prefix": "B"}, "OUT"])),
+)
+REQUIRES = st.fixed_dictionaries(
+    {"visits": st.sampled_from([0, 0, 1, 2]), "history_days": st.sampled_from([0.0, 0.0, 1.0, 365.0])},
+    optional={"age_min": st.sampled_from([1.0, 0.5]), "age_max": st.sampled_from([0.0, 1.0, 1.5])},
+)
+TASKS = st.fixed_dictionaries(
+    {
+        "index": INDICES,
+        "outcome": PREDICATES,
+        "require": REQUIRES,
+        "exclude": st.lists(PREDICATES, max_size=2),
+        "washout": st.booleans(),
+        "input": st.just({}) | st.builds(lambda time: {"from": time}, TIMES),
+    }
+)
+EVERY_CODE = [reference.Row(None, code, None) for code in CODES]
+
+
+@settings(max_examples=100, deadline=None)
+@given(records=st.lists(RECORDS, min_size=1, max_size=5), settings=TASKS)
+def test_the_fast_rules_agree_with_the_plain_ones(records: list[list[reference.Row]], settings: dict[str, Any]) -> None:
+    question = task(**settings)
+    by_subject = dict(enumerate([EVERY_CODE, *records]))
+    expected, removed = reference.cohort(by_subject, question)
+    frame = pl.DataFrame(
+        [(subject, row.time, row.code, row.value) for subject, record in by_subject.items() for row in record],
+        schema=EVENTS,
+        orient="row",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        data = on_disk(frame, Path(folder) / "meds")
+        if not any(label.event for label in expected.values()):
+            with pytest.raises(EhrError, match="no outcome" if expected else "nobody is left"):
+                build_cohort(data, question)
+            return
+        cohort = build_cohort(data, question)
+    rows = {subject: (time, event) for subject, time, _, event, _ in cohort.table.iter_rows()}
+    assert rows == {subject: (label.prediction_time, label.event) for subject, label in expected.items()}
+    durations = [expected[subject].duration for subject in cohort.table["subject_id"]]
+    np.testing.assert_allclose(cohort.table["duration"].to_numpy(), durations, rtol=1e-12)
+    counted = {rule: count for rule, count in cohort.attrition.select("rule", "removed").iter_rows() if count}
+    assert Counter(counted) == removed
