@@ -426,15 +426,15 @@ def test_a_batch_with_nothing_selected_has_no_loss(batch):
 
 
 def test_pretraining_learns_what_follows_from_the_record():
-    """A code that always stands twice: the hidden one is readable from its twin, so hits must leave the base rate."""
+    """A record repeats one code throughout: the hidden one is readable from the others, never from a base rate."""
     torch.manual_seed(0)
     lm = BEHRTForMaskedLM(tiny_config(value_codes=(), dropout=0.0, vocab_size=24))
     optimizer = torch.optim.AdamW(lm.parameters(), lr=3e-3)
     hits = []
-    for step in range(150):
+    for step in range(130):
         whole = random_batch(rows=32, length=9, vocab=24, seed=step, value_codes=())
-        code = whole.code.clone()
-        code[:, 5:9] = torch.where(whole.mask[:, 5:9], code[:, 1:5], code[:, 5:9])
+        code = torch.where(whole.mask, whole.code[:, 1:2], whole.code)
+        code[:, 0] = CLS
         hidden, targets = mask_tokens(replace(whole, code=code), 24, torch.Generator().manual_seed(step))
         found = lm(hidden, targets)
         optimizer.zero_grad()
@@ -442,4 +442,4 @@ def test_pretraining_learns_what_follows_from_the_record():
         optimizer.step()
         hits.append((found.n_correct, found.n_selected))
     correct, selected = (sum(column) for column in zip(*hits[-30:], strict=True))
-    assert correct / selected > 0.25  # chance is 1 in 20
+    assert correct / selected > 0.4  # chance is 1 in 20

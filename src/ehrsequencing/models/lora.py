@@ -199,21 +199,26 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
     """
     behrt: Any = model.behrt
     record, tensors = _read_adapter(Path(path))
-    trained = record["train_embeddings"]
-    if record["base"] != _base_digest(behrt, trained):
+    trained = bool(record.pop("train_embeddings"))
+    if record.pop("base") != _base_digest(behrt, trained):
         raise _misfit(path, "it was trained over another base encoder")
-    names = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("behrt.")}
-    odd = sorted(n for n, shape in names.items() if n not in tensors or tensors[n].shape != shape)
+    spec = AdapterSpec(**{**record, "targets": tuple(record["targets"])})
+    wanted = _expected_shapes(model, spec, trained)
+    odd = sorted(n for n in wanted.keys() | tensors.keys() if n not in tensors or wanted.get(n) != tensors[n].shape)
     if odd:
-        raise _misfit(path, f"tensors missing or misshapen: {', '.join(odd)}")
-    apply_lora_to_behrt(
-        behrt, record["rank"], record["alpha"], record["dropout"], targets=record["targets"], train_embeddings=trained
-    )
-    report = model.load_state_dict(tensors, strict=False)
-    lacking = [name for name in report.missing_keys if _saved(name, trained)]
-    if lacking or report.unexpected_keys:
-        raise _misfit(path, f"missing: {lacking}; unexpected: {report.unexpected_keys}")
+        raise _misfit(path, f"tensors missing, unexpected or misshapen: {', '.join(odd)}")
+    apply_lora_to_behrt(behrt, spec.rank, spec.alpha, spec.dropout, targets=spec.targets, train_embeddings=trained)
+    model.load_state_dict(tensors, strict=False)
     return model
+
+
+def _expected_shapes(model: nn.Module, spec: AdapterSpec, embeddings: bool) -> dict[str, torch.Size]:
+    shapes = {n: t.shape for n, t in model.state_dict().items() if _saved(n, embeddings) and not is_adapter(n)}
+    for name, layer in model.named_modules():
+        if name.startswith("behrt.") and name.rpartition(".")[2] in spec.targets:
+            shapes[f"{name}.lora_A.default.weight"] = torch.Size((spec.rank, layer.in_features))
+            shapes[f"{name}.lora_B.default.weight"] = torch.Size((layer.out_features, spec.rank))
+    return shapes
 
 
 def _saved(name: str, embeddings: bool) -> bool:

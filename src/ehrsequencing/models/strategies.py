@@ -21,7 +21,8 @@ class Strategy:
     """What is trained, from which encoder, with which head.
 
     ``trains`` names parts: the head, LoRA's matrices, the embeddings (an option beside LoRA), the whole encoder.
-    ``head`` is the small MLP trained by the loop or the penalised linear one fitted to convergence. A ``control``
+    ``head`` is the small MLP trained by the loop, the penalised linear one fitted to convergence, or the better of the
+    two on tuning. A ``control``
     answers what pretraining contributes; it is never recommended.
     """
 
@@ -33,7 +34,7 @@ class Strategy:
     lora_rank: int | None = None
     lora_alpha: float | int | None = None
     lora_dropout: float | int = 0.0
-    head: Literal["mlp", "linear"] = "mlp"
+    head: Literal["mlp", "linear", "best"] = "mlp"
     learning_rate: float = 1e-3
 
     @property
@@ -98,6 +99,7 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
                 "frozen-random",
                 "a random encoder, frozen: what pretraining must beat when only the head is trained",
                 _HEAD,
+                head="best",
                 kind="control",
                 encoder="random",
             ),
@@ -148,11 +150,10 @@ def apply_strategy(model: nn.Module, strategy: Strategy | str) -> nn.Module:
             "merge it (merge_lora) or load the encoder again",
             code=Exit.CONFIG,
         )
-    _record(behrt.config, chosen)
+    behrt.config.freeze_behrt = chosen.cached_features
     if chosen.adapter is not None:
-        targets = tuple(behrt.config.lora_targets)
-        spec = AdapterSpec(chosen.adapter.rank, chosen.adapter.alpha, chosen.adapter.dropout, targets)
-        apply_lora_to_behrt(behrt, spec.rank, spec.alpha, spec.dropout, targets=spec.targets)
+        spec, targets, embeddings = chosen.adapter, behrt.config.lora_targets, "embeddings" in chosen.trains
+        apply_lora_to_behrt(behrt, spec.rank, spec.alpha, spec.dropout, targets=targets, train_embeddings=embeddings)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(part_of(name) in _trained_parts(chosen))
     model.train(model.training)
@@ -174,12 +175,6 @@ def part_of(name: str) -> Part:
 
 def _trained_parts(strategy: Strategy) -> frozenset[Part]:
     return strategy.trains | {"embeddings"} if "encoder" in strategy.trains else strategy.trains
-
-
-def _record(config: Any, strategy: Strategy) -> None:
-    config.freeze_behrt = strategy.cached_features
-    config.use_lora = strategy.adapter is not None
-    config.lora_train_embeddings = config.use_lora and "embeddings" in strategy.trains
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
