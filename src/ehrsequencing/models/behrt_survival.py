@@ -14,6 +14,7 @@ from transformers import initialization as init
 from ehrsequencing.batches import Batch
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, BEHRTPreTrainedModel
+from ehrsequencing.models.heads import HEADS, HazardHead
 from ehrsequencing.models.strategies import (
     Strategy,
     apply_strategy,
@@ -22,9 +23,6 @@ from ehrsequencing.models.strategies import (
     strategy_from_config,
 )
 
-MIN_STD = 1e-6
-"""A pooled feature that varies less than this on the training rows is centred only."""
-
 
 def pool(hidden: Float[Tensor, "B L H"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B F"]:
     """[CLS], mean and maximum over a record's real tokens, concatenated: F = 3H; [CLS] leads the row."""
@@ -32,40 +30,6 @@ def pool(hidden: Float[Tensor, "B L H"], mask: Bool[Tensor, "B L"]) -> Float[Ten
     mean = (hidden * real).sum(dim=1) / real.sum(dim=1)  # [B,H]
     top = hidden.masked_fill(~real, -torch.inf).amax(dim=1)  # [B,H]
     return torch.cat([hidden[:, 0], mean, top], dim=-1)  # [B,3H]
-
-
-class HazardHead(nn.Module):
-    """Pooled features to hazard logits: standardised (buffers), then 3H → hidden → K with LayerNorm, GELU, dropout."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, config: BEHRTConfig) -> None:
-        super().__init__()
-        width = 3 * config.hidden_size
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
-        self.dense = nn.Linear(width, config.head_hidden)
-        self.norm = nn.LayerNorm(config.head_hidden)
-        self.activation, self.dropout = nn.GELU(), nn.Dropout(config.head_dropout)
-        self.hazard = nn.Linear(config.head_hidden, config.n_bins)
-
-    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K"]:
-        """Hazard logits φ of the K bins at the one prediction_time of each patient."""
-        x = (features - self.mean) / self.std  # [B,3H]
-        x = self.dropout(self.activation(self.norm(self.dense(x))))  # [B,hidden]
-        return self.hazard(x)[:, None, :]  # [B,1,K]
-
-    @torch.no_grad()
-    def set_marginal(self, logits: Float[Tensor, " K"]) -> None:
-        """Start the bias at the training outcome's marginal hazard, so that epoch 1 begins at Kaplan–Meier."""
-        self.hazard.bias.copy_(logits)
-
-    @torch.no_grad()
-    def set_standardiser(self, mean: Float[Tensor, " F"], std: Float[Tensor, " F"]) -> None:
-        """Centre and scale the features by these figures of the training rows; constant features are centred only."""
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(std < MIN_STD, torch.ones_like(std), std))
 
 
 class BEHRTForSurvival(BEHRTPreTrainedModel):
@@ -83,7 +47,7 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
         config = _with_choice(config, freeze_behrt, use_lora)
         super().__init__(config)
         self.behrt = BEHRTModel(config)
-        self.hazard_head = HazardHead(config)
+        self.hazard_head = HEADS[config.head](config)
         self.post_init()
         apply_strategy(self, strategy_from_config(config))
 

@@ -49,6 +49,7 @@ class BEHRTConfig(PretrainedConfig):
     attention_dropout: float | int = 0.0
     attention: str = "bidirectional"
     n_bins: int = 20
+    head: str = "mlp"
     head_hidden: int = 40
     head_dropout: float | int = 0.1
     freeze_behrt: bool = False

@@ -54,7 +54,7 @@ class MaskedCodes:
         for part in micro_batches(cut, np.arange(len(cut)), TOKEN_BUDGET):
             masked, targets = mask_tokens(collate(cut, part), self.vocab_size, self.masks, self.config.mask_fraction)
             out = self.model(masked, targets)
-            total, count = total + out.loss * out.count, count + out.count
+            total, count = total + out.loss * out.n_selected, count + out.n_selected
         return total / max(count, 1) if count else sum(p.sum() for p in self.model.parameters()) * 0.0
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class MaskedCodes:
             batch = collate(self.store, part)
             masked, targets = mask_tokens(batch, self.vocab_size, masks, self.config.mask_fraction)
             out = self.model(masked, targets)
-            loss, correct, count = loss + float(out.loss) * out.count, correct + out.correct, count + out.count
+            loss, correct, count = loss + float(out.loss) * out.n_selected, correct + out.n_correct, count + out.n_selected
             majority += int((targets == self.most_frequent).sum())
         n = max(count, 1)
         return {

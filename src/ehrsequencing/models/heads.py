@@ -1,0 +1,92 @@
+"""Hazard heads: pooled features of a patient to hazard logits, as a small MLP or as a penalised linear model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.wide import RidgeHazard
+
+MIN_STD = 1e-6
+"""A pooled feature that varies less than this on the training rows is centred only."""
+
+
+class HazardHead(nn.Module):
+    """Pooled features to hazard logits: standardised (buffers), then 3H → hidden → K with LayerNorm, GELU, dropout."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__()
+        width = 3 * config.hidden_size
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.dense = nn.Linear(width, config.head_hidden)
+        self.norm = nn.LayerNorm(config.head_hidden)
+        self.activation, self.dropout = nn.GELU(), nn.Dropout(config.head_dropout)
+        self.hazard = nn.Linear(config.head_hidden, config.n_bins)
+
+    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K"]:
+        """Hazard logits φ of the K bins at the one prediction_time of each patient."""
+        x = (features - self.mean) / self.std  # [B,3H]
+        x = self.dropout(self.activation(self.norm(self.dense(x))))  # [B,hidden]
+        return self.hazard(x)[:, None, :]  # [B,1,K]
+
+    @torch.no_grad()
+    def set_marginal(self, logits: Float[Tensor, " K"]) -> None:
+        """Start the bias at the training outcome's marginal hazard, so that epoch 1 begins at Kaplan–Meier."""
+        self.hazard.bias.copy_(logits)
+
+    @torch.no_grad()
+    def set_standardiser(self, mean: Float[Tensor, " F"], std: Float[Tensor, " F"]) -> None:
+        """Centre and scale the features by these figures of the training rows; constant features are centred only."""
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std < MIN_STD, torch.ones_like(std), std))
+
+
+class LinearHead(nn.Module):
+    """φ_k = b_k + w·(x − mean)/std: one weight vector shared by the bins, set from a convex fit."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__()
+        width = 3 * config.hidden_size
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(config.n_bins))
+
+    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K"]:
+        """Hazard logits φ of the K bins at the one prediction_time of each patient."""
+        x = (features - self.mean) / self.std  # [B,3H]
+        return (self.bias + (x @ self.weight)[:, None])[:, None, :]  # [B,1,K]
+
+    @torch.no_grad()
+    def set_marginal(self, logits: Float[Tensor, " K"]) -> None:
+        """Start the bias at the training outcome's marginal hazard."""
+        self.bias.copy_(logits)
+
+    @torch.no_grad()
+    def set_standardiser(self, mean: Float[Tensor, " F"], std: Float[Tensor, " F"]) -> None:
+        """Centre and scale the features; constant features are centred only."""
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std < MIN_STD, torch.ones_like(std), std))
+
+    @torch.no_grad()
+    def set_ridge(self, ridge: RidgeHazard) -> None:
+        """Take a fitted penalised model over, its own standardiser included."""
+        parts = (ridge.mean, ridge.std, ridge.weight, ridge.bias)
+        mean, std, weight, bias = (torch.from_numpy(part).float() for part in parts)
+        self.set_standardiser(mean, std)
+        self.weight.copy_(torch.where(std > 0, weight, torch.zeros_like(weight)))
+        self.bias.copy_(bias)
+
+
+HEADS: Mapping[str, type[HazardHead] | type[LinearHead]] = {"mlp": HazardHead, "linear": LinearHead}
