@@ -277,6 +277,12 @@ class TestRejects:
         codes = {f"SNOMED//{row}" for row in range(2, 102) if row not in bad and row != 32}
         assert {code for code in report.dataset.scan().collect()["code"] if code.startswith("SNOMED")} == codes
 
+    def test_a_quoted_line_break_is_one_row(self, tmp_path: Path) -> None:
+        text = 'START,PATIENT,CODE,DESCRIPTION\n2010-01-01,p-one,1,"two\nlines, one row"\nx,p-one,1,\n2010-01-01,p-one'
+        report = convert(tmp_path, only("conditions", text))
+        assert [row for _, row, _ in rejects(report, "conditions")] == [3, 4]
+        assert "two\nlines, one row" in report.dataset.codes()["description"].to_list()
+
     def test_observations_that_should_be_numbers(self, tmp_path: Path) -> None:
         text = """
             DATE,PATIENT,CODE,VALUE,UNITS,TYPE

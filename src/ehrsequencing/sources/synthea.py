@@ -24,7 +24,6 @@ recorded; ``check`` counts them. A certificate makes no MEDS_DEATH: only DEATHDA
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,86 +36,11 @@ from ehrsequencing.events.frames import write_rejects
 from ehrsequencing.events.subjects import write_id_map
 from ehrsequencing.sources.conversion import ConversionReport, Tally
 from ehrsequencing.sources.spill import Spill
+from ehrsequencing.sources.synthea_tables import RULES, Rule, to_events
 from ehrsequencing.sources.tables import SUFFIXES, RawTable, find_table, read_blocks
 
 DEATH_CERTIFICATION = "308646001"
-_LOINC = r"^\d{1,7}-\d$"
-_TIME = ("START", "DATE")
-
-
-def _system(default: pl.Expr) -> pl.Expr:
-    """The vocabulary's name: from SYSTEM where the row has one, otherwise the table's own."""
-    stated = pl.col("SYSTEM")
-    return (
-        pl.when(stated.is_null())
-        .then(default)
-        .when(stated.str.contains("(?i)snomed"))
-        .then(pl.lit("SNOMED"))
-        .when(stated.str.contains("(?i)icd-?10-?cm"))
-        .then(pl.lit("ICD10CM"))
-        .when(stated.str.contains("(?i)loinc"))
-        .then(pl.lit("LOINC"))
-        .otherwise(stated)
-    )
-
-
-def _coded(vocabulary: pl.Expr) -> pl.Expr:
-    return pl.concat_str(_system(vocabulary), pl.lit("//"), pl.col("CODE"))
-
-
-_NUMBER = pl.col("VALUE").cast(pl.Float64, strict=False).cast(pl.Float32)
-_SAYS_TEXT = pl.col("TYPE").str.to_lowercase() == "text"
-_SAYS_NUMBER = pl.col("TYPE").str.to_lowercase() == "numeric"
-_TEXT = pl.when(_SAYS_TEXT | (pl.col("TYPE").is_null() & _NUMBER.is_null())).then(
-    pl.col("VALUE").str.replace_all(r"\s+", " ")
-)
-_OBSERVED = pl.concat_str(
-    _coded(pl.when(pl.col("CODE").str.contains(_LOINC)).then(pl.lit("LOINC")).otherwise(pl.lit("SYNTHEA"))),
-    pl.coalesce(pl.concat_str(pl.lit("//"), _TEXT), pl.lit("")),
-)
-_UNREADABLE = (
-    pl.col("VALUE").is_not_null() & ~_NUMBER.is_finite().fill_null(False) & (_SAYS_NUMBER | _NUMBER.is_not_null())
-)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How one table's rows become events."""
-
-    table: str
-    code: pl.Expr
-    needs: tuple[str, ...]
-    encounter: str = "ENCOUNTER"
-    description: pl.Expr = field(default_factory=lambda: pl.col("DESCRIPTION"))
-    value: pl.Expr = field(default_factory=lambda: pl.lit(None, dtype=pl.Float32))
-    unreadable: pl.Expr = field(default_factory=lambda: pl.lit(False))
-
-
-RULES = (
-    Rule(
-        "encounters",
-        pl.concat_str(
-            pl.lit("ENCOUNTER//"),
-            pl.col("ENCOUNTERCLASS").str.to_lowercase(),
-            pl.coalesce(pl.concat_str(pl.lit("//"), pl.col("CODE")), pl.lit("")),
-        ),
-        ("PATIENT", "ENCOUNTERCLASS"),
-        encounter="ID",
-    ),
-    Rule("conditions", _coded(pl.lit("SNOMED")), ("PATIENT", "CODE")),
-    Rule("medications", _coded(pl.lit("RXNORM")), ("PATIENT", "CODE")),
-    Rule("procedures", _coded(pl.lit("SNOMED")), ("PATIENT", "CODE")),
-    Rule("immunizations", _coded(pl.lit("CVX")), ("PATIENT", "CODE")),
-    Rule(
-        "observations",
-        _OBSERVED,
-        ("PATIENT", "CODE", "VALUE"),
-        description=pl.concat_str(pl.col("DESCRIPTION"), pl.coalesce(pl.concat_str(pl.lit(": "), _TEXT), pl.lit(""))),
-        value=pl.when(_SAYS_TEXT.fill_null(False).not_()).then(_NUMBER),
-        unreadable=_UNREADABLE & _SAYS_TEXT.fill_null(False).not_(),
-    ),
-)
-_OPTIONAL = ("CODE", "DESCRIPTION", "SYSTEM", "VALUE", "TYPE", "UNITS")
+_METADATA = {"code_modifier_columns": ["unit"], "other_extension_columns": ["visit_id"]}
 _STATIC = {"GENDER": "SEX", "RACE": "RACE", "ETHNICITY": "ETHNICITY"}
 
 
@@ -152,9 +76,6 @@ def convert_synthea(src: Path, out: Path, *, subjects_per_shard: int = SUBJECTS_
     )
 
 
-_METADATA = {"code_modifier_columns": ["unit"], "other_extension_columns": ["visit_id"]}
-
-
 def _find_tables(src: Path) -> dict[str, RawTable]:
     if not src.is_dir():
         raise EhrError("the export's folder does not exist", str(src), "check the path")
@@ -166,15 +87,9 @@ def _find_tables(src: Path) -> dict[str, RawTable]:
         raise EhrError("patients.csv (or .csv.gz) is missing", str(src), fix)
     for rule in RULES:
         if rule.table in tables:
-            _columns(rule, tables[rule.table])
+            rule.columns(tables[rule.table])
     _patient_columns(tables["patients"])
     return tables
-
-
-def _columns(rule: Rule, table: RawTable) -> dict[str, str | None]:
-    columns: dict[str, str | None] = {name: table.column((name,)) for name in _OPTIONAL}
-    columns |= {name: table.require((name,)) for name in rule.needs}
-    return {**columns, "TIME": table.require(_TIME), "VISIT": table.column((rule.encounter,))}
 
 
 def _patient_columns(table: RawTable) -> dict[str, str | None]:
@@ -237,10 +152,10 @@ class _Conversion:
     def _convert(self, rule: Rule, table: RawTable) -> None:
         tally = Tally(rule.table, table.path.name)
         self.tallies.append(tally)
-        for block, ragged in read_blocks(table, _columns(rule, table)):
+        for block, ragged in read_blocks(table, rule.columns(table)):
             tally.reject_ragged(ragged)
             tally.rows += block.height
-            events = _events(rule, block.join(self.people, on="PATIENT", how="left", maintain_order="left"))
+            events = to_events(rule, block.join(self.people, on="PATIENT", how="left", maintain_order="left"))
             bad = events["reason"].is_not_null()
             tally.reject(events.filter(bad))
             good = events.filter(~bad)
@@ -255,33 +170,6 @@ class _Conversion:
         counts = events.filter(pl.col("description").is_not_null()).group_by("code", "description").len()
         together = pl.concat([self.descriptions, counts])
         self.descriptions = together.group_by("code", "description").agg(pl.col("len").sum())
-
-
-def _events(rule: Rule, rows: pl.DataFrame) -> pl.DataFrame:
-    """The table's rows with the columns of an event, and the reason why a row is none (null where it is one)."""
-    rows = rows.with_columns(time=parse_times(pl.col("TIME")), visit_id=_visit_ids(rows["VISIT"]))
-    empty = [pl.when(pl.col(name).is_null()).then(pl.lit(f"{name} is empty")) for name in rule.needs if name != "VALUE"]
-    reasons = [
-        *empty,
-        pl.when(~pl.col("known").fill_null(False)).then(pl.lit("the patient is not in the patients table")),
-        pl.when(pl.col("subject_id").is_null()).then(pl.lit("the patient's own row was set aside")),
-        pl.when(pl.col("TIME").is_null()).then(pl.lit("the date is empty")),
-        pl.when(pl.col("time").is_null()).then(pl.lit("the date cannot be read")),
-        pl.when(rule.unreadable).then(pl.lit("the value is not a finite number")),
-    ]
-    return rows.with_columns(
-        code=rule.code,
-        description=rule.description,
-        numeric_value=rule.value,
-        unit=pl.when(rule.value.is_not_null()).then(pl.col("UNITS")),
-        reason=pl.coalesce(reasons),
-    )
-
-
-def _visit_ids(encounters: pl.Series) -> pl.Series:
-    known = encounters.drop_nulls().unique()
-    numbers = pl.Series(hash_ids(known, where="encounters"), dtype=pl.Int64)
-    return encounters.replace_strict(known, numbers, default=None, return_dtype=pl.Int64)
 
 
 def _read_patients(table: RawTable, tally: Tally) -> pl.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from pyarrow import csv as pacsv
 
 from ehrsequencing.errors import EhrError, nearest
 
-BLOCK_BYTES = 32 << 20
-"""How much of a table is read at once."""
+BLOCK_BYTES = 8 << 20
+"""How much of a table is parsed at once; Arrow reads up to 32 such blocks ahead."""
 SUFFIXES = (".csv", ".csv.gz")
 
 
@@ -91,13 +92,14 @@ def read_blocks(table: RawTable, columns: Mapping[str, str | None]) -> Iterator[
 
 
 def _row_numbers(start: int, count: int, ragged: list[int]) -> np.ndarray:
-    """The next ``count`` row numbers from ``start`` that are not among the rows of a wrong width.
+    """The next ``count`` row numbers from ``start`` that are not among the rows of a wrong width (ascending).
 
     >>> _row_numbers(2, 3, [3]).tolist()
     [2, 4, 5]
     """
-    candidates = np.arange(start, start + count + len(ragged), dtype=np.int64)
-    return candidates[~np.isin(candidates, ragged)][:count]
+    ahead = ragged[bisect_left(ragged, start) :]
+    candidates = np.arange(start, start + count + len(ahead), dtype=np.int64)
+    return candidates[~np.isin(candidates, ahead)][:count]
 
 
 def _batches(path: Path, columns: list[str], ragged: list[int]) -> Iterator[pa.RecordBatch]:
