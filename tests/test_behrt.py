@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_batches import VOCAB, garbage_in_padding, random_batch, rows_of, shake, tiny_config
 
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.attention import Layout, attend
@@ -17,6 +16,7 @@ from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival, HazardHead, pool
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, mask_tokens
 from ehrsequencing.tokens import CLS, MASK, N_SPECIAL
+from tiny_batches import VOCAB, garbage_in_padding, random_batch, rows_of, shake, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +300,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(model, tmp_path, how):
 
 
 def test_a_missing_or_torn_folder_is_refused(model, tmp_path):
-    with pytest.raises(EhrError, match="config.json is missing") as error:
+    with pytest.raises(EhrError, match=r"config\.json is missing") as error:
         BEHRTModel.from_pretrained(tmp_path / "nowhere")
     assert error.value.code == Exit.BUNDLE
     model.save_pretrained(tmp_path)

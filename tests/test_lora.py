@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_batches import random_batch, shake, tiny_config
 
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
@@ -19,6 +18,7 @@ from ehrsequencing.models.lora import (
     merge_lora,
     save_adapter,
 )
+from tiny_batches import random_batch, shake, tiny_config
 
 
 @pytest.fixture(scope="module")

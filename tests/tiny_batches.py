@@ -27,7 +27,9 @@ def tiny_config(**overrides) -> BEHRTConfig:
     return BEHRTConfig(**{**settings, **overrides})
 
 
-def random_batch(rows: int = 6, length: int = 14, *, vocab: int = VOCAB, seed: int = 0, value_codes=(5, 9, 20)) -> Batch:
+def random_batch(
+    rows: int = 6, length: int = 14, *, vocab: int = VOCAB, seed: int = 0, value_codes=(5, 9, 20)
+) -> Batch:
     """Records of 1 to ``length`` tokens, [CLS] first, three tokens a visit, some unknown ages, values where allowed."""
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, length + 1, (rows,), generator=g)
@@ -41,7 +43,7 @@ def random_batch(rows: int = 6, length: int = 14, *, vocab: int = VOCAB, seed: i
     age_known = mask & (torch.rand(rows, length, generator=g) < 0.9)
     visit = (torch.arange(length) + 2).div(3, rounding_mode="floor").expand(rows, length)
     gap = torch.rand(rows, length, generator=g) * 400
-    batch = Batch(
+    return Batch(
         code=code * mask,
         value=torch.randn(rows, length, generator=g) * has_value,
         has_value=has_value,
@@ -51,7 +53,6 @@ def random_batch(rows: int = 6, length: int = 14, *, vocab: int = VOCAB, seed: i
         gap=gap * mask,
         mask=mask,
     )
-    return batch
 
 
 def rows_of(batch: Batch, index: list[int], extra_padding: int = 0) -> Batch:

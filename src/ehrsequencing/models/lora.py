@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.files import staged_file
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -184,11 +184,8 @@ def save_adapter(model: nn.Module, path: str | Path) -> None:
     trained = bool(behrt.config.lora_train_embeddings)
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items() if _saved(name, trained)}
     record = {**asdict(spec), "train_embeddings": trained, "base": _base_digest(behrt, trained)}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata={"adapter": json.dumps(record)})
-    os.replace(partial, path)
+    with staged_file(path) as draft:
+        save_file(tensors, draft, metadata={"adapter": json.dumps(record)})
 
 
 def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:

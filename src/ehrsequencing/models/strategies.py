@@ -216,7 +216,8 @@ class FootprintAudit:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._frozen = {name: _digest(tensor) for name, tensor in _frozen_tensors(self.model)}
+        still = _frozen_tensors(self.model)
+        self._frozen = {name: _digest(tensor) for name, tensor in still.items()}
         self._waiting = {name for name, p in self.model.named_parameters() if p.requires_grad}
         self._steps = 0
 
@@ -233,7 +234,8 @@ class FootprintAudit:
         late = {name for name in self._waiting if self._steps < 2 and "lora_A" in name}  # B starts at 0
         self.notes = [f"{name} had no gradient: {why}" for name, why in sorted(unused.items())]
         idle = sorted(self._waiting - set(unused) - late)
-        moved = sorted(name for name, tensor in _frozen_tensors(model) if self._frozen.get(name) != _digest(tensor))
+        now = dict(model.state_dict())
+        moved = sorted(name for name, digest in self._frozen.items() if digest != _digest(now[name]))
         if idle or moved:
             complaints = [f"trainable but without any gradient: {', '.join(idle)}"] if idle else []
             complaints += [f"frozen but changed: {', '.join(moved)}"] if moved else []
@@ -241,9 +243,11 @@ class FootprintAudit:
             raise EhrError("; ".join(complaints), "training footprint", fix, code=Exit.CONFIG)
 
 
-def _frozen_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
-    return frozen + [(name, b) for name, b in model.named_buffers() if name.startswith("behrt.")]
+def _frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters that are not trained, and the encoder's buffers (the head's standardiser is set, not trained)."""
+    trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    buffers = {name for name, _ in model.named_buffers() if not name.startswith("behrt.")}
+    return {name: t for name, t in model.state_dict().items() if name not in trained | buffers}
 
 
 def _digest(tensor: Tensor) -> bytes:
