@@ -62,7 +62,7 @@ def microseconds(table: pl.DataFrame) -> np.ndarray:
 
 def plain_log_hazard(events: list[tuple[dt.datetime | None, str, float | None]], now: dt.datetime) -> float:
     dated = sorted((((now - time) / dt.timedelta(days=1)), code, value) for time, code, value in events if time)
-    days = defaultdict(list)
+    days: dict[str, list[float]] = defaultdict(list)
     for ago, code, _ in dated:
         days[code].append(ago)
     first = {code: max(found) for code, found in days.items()}
@@ -71,7 +71,7 @@ def plain_log_hazard(events: list[tuple[dt.datetime | None, str, float | None]],
     eta += 0.20 * any(code == "SEX//M" for _, code, _ in events)
     chronic = {"I10": 0.25, "E11.9": 0.45, "I25.10": 0.45, "J44.9": 0.30, "N18.3": 0.20, "I48.91": 0.20}
     eta += sum(effect for code, effect in chronic.items() if f"ICD10CM//{code}" in days)
-    for code, decay in (("ICD10CM//I21.9", 365), ("ICD10CM//J18.9", 180)):
+    for code, decay in (("ICD10CM//I21.9", 365.0), ("ICD10CM//J18.9", 180.0)):
         eta += 1.5 * math.log1p(sum(math.exp(-ago / decay) for ago in days[code]))
     for condition, drug in (("ICD10CM//I10", "ATC//C09AA05"), ("ICD10CM//I25.10", "ATC//C10AA05")):
         if condition in first and drug in first and first[condition] > first[drug]:
@@ -84,24 +84,27 @@ def plain_log_hazard(events: list[tuple[dt.datetime | None, str, float | None]],
         if a in first and b in first and first[a] != first[b]:
             sign = 1 if first[a] > first[b] else -1
             eta += effect * sign * math.exp(-min(first[a], first[b]) / decay)
-    pressures = [(ago, value) for ago, code, value in dated if code == "LOINC//8480-6"]
+    pressures = [(ago, value) for ago, code, value in dated if code == "LOINC//8480-6" and value is not None]
     if pressures:
         eta += 0.30 * (min(pressures)[1] - 135) / 18
     rates = [(-ago / 365.25, value) for ago, code, value in dated if code == "LOINC//33914-3"]
     if len(rates) >= 3:
-        slope = np.polyfit(*zip(*rates, strict=True), 1)[0]
+        years, values = np.array(rates).T
+        slope = np.polyfit(years, values, 1)[0]
         eta -= 0.30 * min(max((slope + 1) / 3, -2), 2)
     return eta
 
 
-def test_the_log_hazard_is_the_documented_function_of_the_recorded_history(history, truth):
+def test_the_log_hazard_is_the_documented_function_of_the_recorded_history(
+    history: pl.DataFrame, truth: pl.DataFrame
+) -> None:
     some = truth.head(600)
     for subject, now, expected in some.select("subject_id", "prediction_time", "log_hazard").iter_rows():
         events = history.filter(pl.col("subject_id") == subject).select("time", "code", "numeric_value").rows()
         assert plain_log_hazard(events, now) == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_written_records_give_the_written_log_hazard(history, truth):
+def test_the_written_records_give_the_written_log_hazard(history: pl.DataFrame, truth: pl.DataFrame) -> None:
     rows = truth.select("subject_id", "prediction_time").sample(fraction=1.0, shuffle=True, seed=1)
     expected = rows.join(truth, on="subject_id", how="left", maintain_order="left")["log_hazard"].to_numpy()
     np.testing.assert_allclose(log_hazard(history, rows), expected, atol=1e-12)
@@ -123,7 +126,7 @@ def eta_of(*events: tuple[float, str] | tuple[float, str, float]) -> float:
     return float(log_hazard(frame, frame.select("subject_id", "prediction_time").head(1))[0])
 
 
-def test_order_recency_and_trend_move_the_hazard_as_they_should():
+def test_order_recency_and_trend_move_the_hazard_as_they_should() -> None:
     plain = eta_of()
     assert plain == pytest.approx(-1.10, abs=1e-6)
     kidney_first = eta_of((900, v.KIDNEY), (400, v.NSAID))
@@ -138,7 +141,8 @@ def test_order_recency_and_trend_move_the_hazard_as_they_should():
     started_before = eta_of((900, v.HYPERTENSION), (1_300, v.ACE_INHIBITOR), (20, v.ACE_INHIBITOR))
     assert treated < stopped - 0.8
     assert stopped < started_before == pytest.approx(eta_of((900, v.HYPERTENSION)))
-    assert plain + 1.0 < eta_of((5, v.INFARCTION)) and eta_of((3_000, v.INFARCTION)) < plain + 0.001
+    assert plain + 1.0 < eta_of((5, v.INFARCTION))
+    assert eta_of((3_000, v.INFARCTION)) < plain + 0.001
     falling = eta_of(*((day, v.FILTRATION, 40 + day / 100) for day in (10, 400, 900)))
     rising = eta_of(*((day, v.FILTRATION, 60 - day / 100) for day in (10, 400, 900)))
     assert falling > plain > rising
@@ -152,7 +156,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != "task.yaml"}
 
 
-def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path):
+def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     config = SimulateConfig(patients=300, seed=5)
     first, second = simulate(tmp_path / "a", config), simulate(tmp_path / "b", config)
     assert contents(first.root) == contents(second.root)
@@ -160,11 +164,12 @@ def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path):
     assert other.fingerprint() != first.fingerprint() == second.fingerprint()
 
 
-def test_a_patient_depends_neither_on_the_shards_nor_on_the_number_of_patients(tmp_path: Path):
+def test_a_patient_depends_neither_on_the_shards_nor_on_the_number_of_patients(tmp_path: Path) -> None:
     many = simulate(tmp_path / "a", SimulateConfig(patients=BLOCK + 120))
     sharded = simulate(tmp_path / "b", SimulateConfig(patients=BLOCK + 120), subjects_per_shard=333)
     few = simulate(tmp_path / "c", SimulateConfig(patients=70))
-    assert len(sharded.shards()) == 4 and len(many.shards()) == 1
+    assert len(sharded.shards()) == 4
+    assert len(many.shards()) == 1
     whole = many.scan().collect()
     assert sharded.scan().collect().equals(whole)
     assert few.scan().collect().equals(whole.filter(pl.col("subject_id") <= 70))
@@ -172,7 +177,7 @@ def test_a_patient_depends_neither_on_the_shards_nor_on_the_number_of_patients(t
     assert few.subject_ids().tolist() == list(range(1, 71))
 
 
-def test_the_dataset_is_clean_meds_with_a_strict_label_file(folder: Path, truth: pl.DataFrame):
+def test_the_dataset_is_clean_meds_with_a_strict_label_file(folder: Path, truth: pl.DataFrame) -> None:
     dataset = MedsDataset.open(folder)
     assert check(dataset).problems == []
     labels = pq.read_table(folder / "labels/prediction_times.parquet")
@@ -181,7 +186,7 @@ def test_the_dataset_is_clean_meds_with_a_strict_label_file(folder: Path, truth:
     assert dataset.codes()["description"].null_count() == 0
 
 
-def test_the_task_is_ready_and_gives_exactly_the_durations_and_events_drawn(folder: Path, truth: pl.DataFrame):
+def test_the_task_is_ready_and_gives_exactly_the_durations_and_events_drawn(folder: Path, truth: pl.DataFrame) -> None:
     task = load_yaml(TaskConfig, folder / "task.yaml")
     assert task == simulated_task(folder)
     table = build_cohort(MedsDataset.open(folder), task).table
@@ -190,24 +195,25 @@ def test_the_task_is_ready_and_gives_exactly_the_durations_and_events_drawn(fold
     assert table["event"].cast(pl.Int8).equals(truth["event"])
 
 
-def test_noise_codes_are_as_many_as_asked_for_and_skewed(tmp_path: Path, history: pl.DataFrame):
+def test_noise_codes_are_as_many_as_asked_for_and_skewed(tmp_path: Path, history: pl.DataFrame) -> None:
     none = simulate(tmp_path / "none", SimulateConfig(patients=50, noise_codes=0))
     assert not any(code.startswith("SIM//") for code in none.codes()["code"])
     many = simulate(tmp_path / "many", SimulateConfig(patients=50, noise_codes=2_000))
     assert sum(code.startswith("SIM//") for code in many.codes()["code"]) == 2_000
-    counts = history.filter(pl.col("code").str.starts_with("SIM//"))["code"].value_counts(sort=True)["count"]
-    assert counts.len() > 290
-    assert counts.head(30).sum() > 0.4 * counts.sum()
+    counts = history.filter(pl.col("code").str.starts_with("SIM//"))["code"].value_counts(sort=True)["count"].to_numpy()
+    assert len(counts) > 290
+    assert counts[:30].sum() > 0.4 * counts.sum()
 
 
-def test_competing_death_ends_records_and_leaves_histories_alone(tmp_path: Path):
+def test_competing_death_ends_records_and_leaves_histories_alone(tmp_path: Path) -> None:
     plain = simulate(tmp_path / "plain", SimulateConfig(patients=BLOCK))
     deadly = simulate(tmp_path / "deadly", SimulateConfig(patients=BLOCK, competing_death=True))
     a, b = read_truth(plain.root), read_truth(deadly.root)
     assert a["log_hazard"].equals(b["log_hazard"])
     dead = b["event"] == 2
-    assert 0.05 < dead.mean() < 0.4
-    assert (b["duration"] <= a["duration"]).all() and (b.filter(dead)["duration"] < a.filter(dead)["duration"]).all()
+    assert 0.05 * BLOCK < dead.sum() < 0.4 * BLOCK
+    assert (b["duration"] <= a["duration"]).all()
+    assert (b.filter(dead)["duration"] < a.filter(dead)["duration"]).all()
     assert check(deadly).problems == []
     last = deadly.scan().sort("subject_id", "time", nulls_last=False).group_by("subject_id").last().collect()
     died = set(last.filter(pl.col("code") == "MEDS_DEATH")["subject_id"])
@@ -217,20 +223,21 @@ def test_competing_death_ends_records_and_leaves_histories_alone(tmp_path: Path)
     assert (cohort["event"].to_numpy() == (b["event"].to_numpy() == 1)).all()
 
 
-def test_what_is_no_simulation_is_said_to_be_none(tmp_path: Path):
+def test_what_is_no_simulation_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(EhrError, match=r"truth\.parquet is missing") as raised:
         read_truth(tmp_path)
     assert raised.value.code == Exit.DATA
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(EhrError) as raised:
         simulate(tmp_path, SimulateConfig(patients=5))
-    assert raised.value.code == Exit.ENVIRONMENT and (tmp_path / "mine.txt").read_text() == "keep"
+    assert raised.value.code == Exit.ENVIRONMENT
+    assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
 # --- the population --------------------------------------------------------------------------------------------------
 
 
-def test_the_population_is_as_promised(history: pl.DataFrame, truth: pl.DataFrame):
+def test_the_population_is_as_promised(history: pl.DataFrame, truth: pl.DataFrame) -> None:
     lengths = history.filter(pl.col("code") != "MEDS_BIRTH").group_by("subject_id").len()["len"].to_numpy()
     assert 35 <= np.median(lengths) <= 46
     assert 150 <= np.quantile(lengths, 0.99) <= 250
@@ -240,7 +247,7 @@ def test_the_population_is_as_promised(history: pl.DataFrame, truth: pl.DataFram
     assert 0.74 <= harrell_c(duration, event, truth["log_hazard"].to_numpy()) <= 0.80
 
 
-def test_record_length_gives_little_away(folder: Path, history: pl.DataFrame, truth: pl.DataFrame):
+def test_record_length_gives_little_away(folder: Path, history: pl.DataFrame, truth: pl.DataFrame) -> None:
     duration, event = truncated(truth)
     before = history.group_by("subject_id").len().sort("subject_id")["len"].to_numpy().astype(float)
     assert 0.5 <= harrell_c(duration, event, before) < 0.58
@@ -254,18 +261,18 @@ def test_record_length_gives_little_away(folder: Path, history: pl.DataFrame, tr
     assert abs(np.corrcoef(years, risk)[0, 1]) < 0.04
 
 
-def test_both_orders_are_common(history: pl.DataFrame):
+def test_both_orders_are_common(history: pl.DataFrame) -> None:
     first = history.group_by("subject_id", "code").agg(pl.col("time").min())
     for a, b in ((v.KIDNEY, v.NSAID), (v.FIBRILLATION, v.ASPIRIN)):
         both = first.filter(code=a).join(first.filter(code=b), on="subject_id")
-        share = (both["time"] < both["time_right"]).mean()
-        assert both.height > 0.2 * 8_000 and 0.35 < share < 0.7
+        assert both.height > 0.2 * 8_000
+        assert 0.35 * both.height < (both["time"] < both["time_right"]).sum() < 0.7 * both.height
 
 
 # --- the truth -------------------------------------------------------------------------------------------------------
 
 
-def test_the_true_survival_is_calibrated(truth: pl.DataFrame):
+def test_the_true_survival_is_calibrated(truth: pl.DataFrame) -> None:
     times = np.array([365.0, 1_096.0, HORIZON])
     duration, event = truth["duration"].to_numpy(), (truth["event"].to_numpy() == 1).astype(np.int64)
     survival = true_survival(truth, times)  # [n, 3]
@@ -278,7 +285,7 @@ def test_the_true_survival_is_calibrated(truth: pl.DataFrame):
     np.testing.assert_allclose(survival.mean(axis=0), observed, atol=0.015)
 
 
-def test_the_drawn_times_follow_the_true_survival(truth: pl.DataFrame):
+def test_the_drawn_times_follow_the_true_survival(truth: pl.DataFrame) -> None:
     """With the exact hazard, H(T | history) is a censored unit exponential: events / total H is 1."""
     days, scale, shape = (truth[n].to_numpy() for n in ("duration", "baseline_scale_days", "baseline_shape"))
     h = (days / scale) ** shape * np.exp(truth["log_hazard"].to_numpy())
@@ -287,7 +294,7 @@ def test_the_drawn_times_follow_the_true_survival(truth: pl.DataFrame):
     assert events / h.sum() == pytest.approx(1.0, abs=4 / math.sqrt(events))
 
 
-def test_nothing_ranks_or_scores_better_than_the_truth(truth: pl.DataFrame):
+def test_nothing_ranks_or_scores_better_than_the_truth(truth: pl.DataFrame) -> None:
     duration, event = truncated(truth)
     eta, rng = truth["log_hazard"].to_numpy(), np.random.default_rng(0)
     censoring = censoring_distribution(duration, event)
@@ -300,12 +307,13 @@ def test_nothing_ranks_or_scores_better_than_the_truth(truth: pl.DataFrame):
     c, b = score(eta)
     for wrong in (eta + rng.normal(0, 0.4, len(eta)), np.roll(eta, 1), -eta):
         worse_c, worse_b = score(wrong)
-        assert worse_c < c and worse_b > b
+        assert worse_c < c
+        assert worse_b > b
     for miscalibrated in (eta + 0.3, eta - 0.3, 1.4 * eta, 0.6 * eta):
         assert score(miscalibrated)[1] > b
 
 
-def test_weibull_inverts():
+def test_weibull_inverts() -> None:
     baseline = Weibull(shape=1.3, scale_days=500.0)
     days = np.array([1.0, 400.0, 5_000.0])
     np.testing.assert_allclose(baseline.inverse(baseline.cumulative(days)), days)
@@ -330,7 +338,7 @@ def ridge_cox(x: np.ndarray, duration: np.ndarray, event: np.ndarray, penalty: f
     return minimize(objective, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
 
 
-def test_ridge_cox_on_counts_falls_well_short_of_the_oracle(history: pl.DataFrame, truth: pl.DataFrame):
+def test_ridge_cox_on_counts_falls_well_short_of_the_oracle(history: pl.DataFrame, truth: pl.DataFrame) -> None:
     rows, training = truth.select("subject_id", "prediction_time"), np.arange(truth.height) < 5_600
     spec = FeatureSpec.fit(history, rows.head(5_600), FeaturesConfig())
     matrix = build_features(history, rows, spec)
