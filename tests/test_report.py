@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import polars as pl
@@ -26,6 +27,7 @@ from ehrsequencing.report.summary import (
     Difference,
     Interval,
     Row,
+    Run,
     find_difference,
     headline,
     power,
@@ -370,10 +372,18 @@ def test_markup_in_sentences_is_escaped(tmp_path: Path) -> None:
     assert html.count("&lt;script&gt;alert(1)") >= 9
 
 
-def test_markup_in_a_models_name_is_escaped_in_figures(tmp_path: Path) -> None:
-    drawn = figures.forest(summarise(write_study(tmp_path / "s", rows=[row("<b>&x", "strategy", 0.7)])).rows)
+def test_markup_in_a_models_name_is_escaped_in_figures() -> None:
+    drawn = figures.forest([strategy("<b>&$x$", 0.7)])
     assert "<b>" not in drawn
-    assert drawn.count("&lt;b&gt;&amp;x") == 2
+    assert drawn.count("&lt;b&gt;&amp;$x$") == 2
+
+
+def test_many_strategies_go_on_to_a_second_figure() -> None:
+    x = np.arange(1.0, 4.0)
+    drawn = figures.training([Run(f"lora-{k}", 0, None, x, x / 10, x / 20, x / 5, selected=k % 3) for k in range(6)])
+    assert len(drawn) == 2
+    ids = [set(Page(svg).values("id")) for svg in drawn]
+    assert not ids[0] & ids[1]
 
 
 # The first line, by its rules.
@@ -607,8 +617,11 @@ def test_a_model_has_one_color() -> None:
 def test_the_readme_figure_stands_alone(study: Path, tmp_path: Path, suffix: str) -> None:
     out = readme_figure(study, tmp_path / "docs" / f"forest{suffix}")
     start = out.read_bytes()
-    assert start.startswith(b"<?xml" if suffix == ".svg" else b"\x89PNG")
+    assert start.startswith(b"<svg xmlns" if suffix == ".svg" else b"\x89PNG")
     assert len(start) < 200_000
+    if suffix == ".svg":
+        assert ElementTree.fromstring(start).tag.endswith("svg")
+        assert b"http" not in start.replace(b'xmlns="http://www.w3.org/2000/svg"', b"")
     assert [p.name for p in out.parent.iterdir()] == [out.name]
 
 

@@ -41,6 +41,8 @@ THIRD_LINES = ((0, (1, 1)), (0, (5, 1.5)), "solid")
 PANELS_A_ROW = 5
 WIDTH = 8.6
 """Inches; the page shows a figure 1.4 times as large, so that 8 points read as 11 pixels."""
+FONTS = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+FOREST_TITLE = "Uno C of every model with 95% intervals"
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
@@ -56,6 +58,7 @@ _STYLE: Any = {
     "axes.spines.right": False,
     "axes.unicode_minus": True,
     "text.color": INK,
+    "text.parse_math": False,
     "xtick.color": FAINT,
     "ytick.color": FAINT,
     "xtick.labelcolor": INK,
@@ -81,21 +84,25 @@ def color(model: str) -> str:
 
 def forest(rows: Sequence[Row], against: str | None = None) -> Markup:
     """Uno C of every model with its interval; the best simple model's value is a line through all."""
-    shown = [row for row in rows if math.isfinite(row.uno_c.value)]
-    figure = _forest(shown, against)
-    described = "; ".join(f"{r.model} {r.uno_c.value:.3f}" for r in shown)
-    return _inline(figure, "forest", "Uno C of every model with 95% intervals", f"Uno C: {described}.")
+    return _inline(_forest(rows, against), "forest", FOREST_TITLE, _forest_words(rows))
 
 
 def save_forest(rows: Sequence[Row], out: Path, form: str) -> None:
     """The forest figure as a file of its own, ``form`` svg or png, on white."""
-    figure = _forest([row for row in rows if math.isfinite(row.uno_c.value)], None)
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": "forest"}):
-        metadata = {"Date": None} if form == "svg" else {}
-        figure.savefig(out, format=form, dpi=200, facecolor="white", metadata=metadata, bbox_inches="tight")
+    figure = _forest(rows, None)
+    if form == "svg":
+        out.write_text(_svg(figure, "forest", FOREST_TITLE, _forest_words(rows), alone=True), encoding="utf-8")
+        return
+    with mpl.rc_context(_STYLE):
+        figure.savefig(out, format=form, dpi=200, facecolor="white")
 
 
-def _forest(rows: Sequence[Row], against: str | None) -> Figure:
+def _forest_words(rows: Sequence[Row]) -> str:
+    return "; ".join(f"{row.model} {row.uno_c.value:.3f}" for row in rows if math.isfinite(row.uno_c.value))
+
+
+def _forest(scored: Sequence[Row], against: str | None) -> Figure:
+    rows = [row for row in scored if math.isfinite(row.uno_c.value)]
     with mpl.rc_context(_STYLE):
         places = _places(rows)
         figure, axes = _beside_names(rows, 0.62 + 0.205 * (max(places, default=0) + 1), right=1.45)
@@ -107,7 +114,7 @@ def _forest(rows: Sequence[Row], against: str | None) -> Figure:
             known = math.isfinite(row.uno_c.low)
             text = f"{row.uno_c.value:.3f}" + (f"  ({row.uno_c.low:.3f}–{row.uno_c.high:.3f})" if known else "")
             weight = "bold" if row.best else "normal"
-            axes.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontweight=weight)
+            axes.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center_baseline", fontweight=weight)
         axes.set_yticks(places, [row.model for row in rows])
         for label, row in zip(axes.get_yticklabels(), rows, strict=True):
             label.set_fontweight("bold" if row.best else "normal")
@@ -352,19 +359,24 @@ def draw(summary: Summary, horizon: str) -> dict[str, Any]:
 
 
 def _inline(figure: Figure, name: str, title: str, description: str) -> Markup:
-    """The figure as an <svg> element without any address, its ids unique in the page."""
+    return Markup(_svg(figure, name, title, description))
+
+
+def _svg(figure: Figure, name: str, title: str, description: str, *, alone: bool = False) -> str:
+    """The figure as an <svg> element without any address, its ids unique in the page; or as a file of its own."""
     buffer = io.StringIO()
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", transparent=not alone, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
     box = re.search(r'viewBox="([^"]+)"', text)
     body = text[text.index(">") + 1 :]
     body = body.replace("xlink:href", "href").replace('id="', f'id="{name}-').replace('href="#', f'href="#{name}-')
     body = body.replace("url(#", f"url(#{name}-")
-    body = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", body)
+    body = body.replace("'DejaVu Sans'", FONTS)
+    size = f'xmlns="http://www.w3.org/2000/svg" width="{100 * WIDTH:.0f}" ' if alone else ""
     opening = (
-        f'<svg viewBox="{box[1] if box else ""}" role="img" aria-labelledby="{name}-title {name}-desc">'
+        f'<svg {size}viewBox="{box[1] if box else ""}" role="img" aria-labelledby="{name}-title {name}-desc">'
         f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
     )
-    return Markup(opening + body)
+    return opening + body

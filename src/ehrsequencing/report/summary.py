@@ -164,6 +164,7 @@ class Summary:
     n: str
     events: str
     split: str
+    folds: int | None
     parts: tuple[tuple[str, str, str], ...]
     tau: float
     horizon: float
@@ -206,6 +207,7 @@ def summarise(study_folder: Path) -> Summary:
         n=cell(data["n"]),
         events=events_cell(data["n"], data["events"]),
         split=str(data.get("split", "held_out")),
+        folds=_whole(data.get("folds")),
         parts=_parts(data),
         tau=float(data["tau"]),
         horizon=float(max(data.get("horizons") or [data["tau"]])),
@@ -513,17 +515,17 @@ def _scored(row: Row) -> str:
 def _of(interval: Interval) -> str:
     if math.isnan(interval.low):
         return f"{interval.value:.3f}"
-    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+    return f"{interval.value:.3f} ({interval.low:.3f}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{interval.high:.3f})"
 
 
 def _signed(interval: Interval) -> str:
     """A difference with its signs.
 
-    >>> _signed(Interval(-0.012, -0.03, 0.004))
+    >>> _signed(Interval(-0.012, -0.03, 0.004)).replace("\N{NO-BREAK SPACE}", " ")
     '−0.012 (−0.030 to +0.004)'
     """
     value, low, high = (f"{x:+.3f}".replace("-", "−") for x in (interval.value, interval.low, interval.high))
-    return f"{value} ({low} to {high})"
+    return f"{value} ({low}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high})"
 
 
 def read_runs(models: Path) -> list[Run]:
