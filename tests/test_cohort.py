@@ -233,6 +233,7 @@ CASES = [
         3          |                  | SEX//F      # static is no visit
         3          | 2013-01-02       | A           # after prediction_time
         3          | 2014-01-01       | OUT
+        4          | 1950-01-01       | MEDS_BIRTH  # neither history nor a visit
         4          | 2012-06-01       | A
         4          | 2013-01-01       | A           # at prediction_time: read
         4          | 2014-01-01       | OUT
@@ -347,7 +348,8 @@ def test_the_manual_names_every_key_and_rule() -> None:
     assert not keys, "keys of the task language without a line in the manual"
     table = text[text.index("| rule | removes |") : text.index("Then: nobody left")]
     written = re.findall("`([^`]*)`", "".join(line.split("|")[1] for line in table.strip().splitlines()[2:]))
-    every = task(exclude=["A", "B"], require={"age_min": 1, "age_max": 2, "history_days": 1})
+    required = {"age_min": 1, "age_max": 2, "history_days": 1}
+    every = task(index={"event": "first", "code": "A"}, exclude=["A", "B"], require=required)
     rules = [*birth_rules(every), *index_rules(every.index, follow_up=True), *require_rules(every.require)]
     rules += [*exclude_rules(every), *outcome_rules(every)]
     assert written == ["no records", *(rule.name for rule in rules)]

@@ -32,17 +32,20 @@ def build_cohort(dataset: MedsDataset, task: TaskConfig, *, split_seed: int = 0)
         EhrError: (COHORT) a predicate names no code that occurs; nobody is left; no outcome in the training split
             (within ``horizon_days``, where given); a subject twice in the label file.
     """
-    events = dataset.scan()
+    people, attrition = label_subjects(dataset.scan(), task)
+    _refuse_empty(people, task, attrition)
+    table = _with_splits(people, dataset, split_seed).select(pl.col(n).cast(t) for n, t in SCHEMA.items())
+    _refuse_without_events(table, task)
+    return Cohort(table, attrition.table(), task)
+
+
+def label_subjects(events: pl.LazyFrame, task: TaskConfig) -> tuple[pl.DataFrame, Attrition]:
+    """``subject_id, prediction_time, duration, event`` (and the facts behind them) of whom the rules leave, if any."""
     predicates = Predicates.compile(task, facts.distinct_codes(events), follow_up=True)
     attrition = Attrition()
     people = _eligible(events, task, task.index, predicates, attrition, follow_up=True)
-    people = attrition.apply(people.with_columns(end=pl.min_horizontal("last_record", "death")), outcome_rules(task))
-    _refuse_empty(people, task, attrition)
-    table = _with_splits(_with_outcome(people), dataset, split_seed).select(
-        pl.col(n).cast(t) for n, t in SCHEMA.items()
-    )
-    _refuse_without_events(table, task)
-    return Cohort(table, attrition.table(), task)
+    people = people.with_columns(end=pl.min_horizontal("last_record", "death"))
+    return _with_outcome(attrition.apply(people, outcome_rules(task))), attrition
 
 
 def prediction_rows(dataset: MedsDataset, task: TaskConfig, labels: Path | None = None) -> pl.DataFrame:

@@ -26,7 +26,7 @@ def index_rules(index: IndexConfig, *, follow_up: bool) -> list[Rule]:
     have come by the last record of anybody; a date or a label file says by itself that one asks on that day.
     """
     rules = [
-        Rule("no index", _why_no_index(index), prediction_time.is_null()),
+        *_no_index(index),
         Rule("before birth", "prediction_time before birth", prediction_time < pl.col("birth")),
         Rule("dead", "dead at or before prediction_time", pl.col("death") <= prediction_time),
     ]
@@ -78,7 +78,10 @@ def outcome_rules(task: TaskConfig) -> list[Rule]:
     return rules
 
 
-def _why_no_index(index: IndexConfig) -> str:
+def _no_index(index: IndexConfig) -> list[Rule]:
+    """A date is everybody's, and a birthday everybody's with a birth."""
     if index.code is not None:
-        return f"never has {describe_match(index.code)}"
-    return "not in the label file" if index.labels is not None else "no prediction_time"
+        return [Rule("no index", f"never has {describe_match(index.code)}", prediction_time.is_null())]
+    if index.labels is not None:
+        return [Rule("no index", "not in the label file", prediction_time.is_null())]
+    return []
