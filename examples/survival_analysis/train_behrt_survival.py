@@ -17,13 +17,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     options = parser.parse_args()
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ehr.ProgressDisplay() as progress:
         dataset = ehr.simulate(Path(folder) / "meds", ehr.SimulateConfig(patients=options.patients))
         task = ehr.load_task(dataset.root / "task.yaml")
         cohort = ehr.build_cohort(dataset, task)
         print(cohort.describe())
 
-        encoder = ehr.pretrain(dataset, ehr.PretrainConfig(epochs=2), progress=ehr.print_progress)
+        encoder = ehr.pretrain(dataset, ehr.PretrainConfig(epochs=2), progress=progress)
         prepared = ehr.prepare(dataset, cohort, encoder.tokenizer)
         choice = ehr.choose_recipe(prepared.n_labelled, prepared.n_labelled_events)
         recipe, departures = choice.recipe.within(ehr.BudgetConfig(max_epochs=options.epochs))
@@ -33,7 +33,7 @@ def main() -> None:
         params = model.get_trainable_parameters()
         print(f"Trainable: {params['trainable']:,} / {params['total']:,}")
 
-        fitted = ehr.finetune(prepared.data, options.strategy, recipe, encoder.model, progress=ehr.print_progress)
+        fitted = ehr.finetune(prepared.data, options.strategy, recipe, encoder.model, progress=progress)
         for name, figure in ehr.evaluate_held_out(prepared.data, fitted).items():
             print(f"{name:<12} {figure.value:.3f} (95% {figure.low:.3f} to {figure.high:.3f})")
 

@@ -20,7 +20,7 @@ from ehrsequencing.errors import EhrError, Exit, nearest
 from ehrsequencing.evaluation.calibration import Recalibration
 from ehrsequencing.features import FeatureSpec
 from ehrsequencing.files import staged, write_json
-from ehrsequencing.models.behrt import BEHRTModel
+from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.blend import blend
 from ehrsequencing.models.lora import adapter_of, load_adapter, save_adapter
@@ -45,9 +45,12 @@ class Row:
         self, deep: Float64[np.ndarray, "n K"] | None, wide: Float64[np.ndarray, "n K"] | None
     ) -> Float64[np.ndarray, "n K"]:
         """The row's own hazard logits; a part with no weight may be None."""
-        mixed = deep if self.alpha == 1 else wide if self.alpha == 0 else blend(deep, wide, self.alpha)
-        if mixed is None:
-            raise ValueError(f"alpha {self.alpha} needs a part that was not given")
+        if deep is None or wide is None:
+            mixed = wide if deep is None else deep
+            if mixed is None or self.alpha != (0 if deep is None else 1):
+                raise ValueError(f"alpha {self.alpha} needs a part that was not given")
+        else:
+            mixed = blend(deep, wide, self.alpha)
         return mixed if self.recalibration is None else self.recalibration.apply(mixed)
 
     def to_json(self) -> dict[str, Any]:
@@ -123,7 +126,7 @@ class Bundle:
 
     @classmethod
     def load(cls, folder: Path | str) -> Bundle:
-        """Read a bundle; runs no code from it. EhrError (exit 13) where it is missing, altered or from a newer format."""
+        """Read a bundle, running no code from it; EhrError (exit 13) where it is missing, altered or newer."""
         folder = Path(folder)
         manifest = _manifest(folder)
         texts = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("features", "grid", "history")}
@@ -142,30 +145,36 @@ class Bundle:
 
 @dataclass
 class Encoder:
-    """A pretrained encoder with the tokenizer it reads through and the record of its pretraining."""
+    """A pretrained encoder with its masked-code head, the tokenizer it reads through, and the record of its making."""
 
-    model: BEHRTModel
+    masked_lm: BEHRTForMaskedLM
     tokenizer: Tokenizer
     record: dict[str, Any]
 
+    @property
+    def model(self) -> BEHRTModel:
+        """The encoder alone: what fine-tuning starts from."""
+        return self.masked_lm.behrt
+
+    def save(self, folder: Path | str) -> None:
+        """Write model, tokenizer and record; appears whole or not at all."""
+        with staged(folder, ENCODER_MARKER) as draft:
+            self.masked_lm.save_pretrained(draft)
+            self.tokenizer.save(draft / "tokenizer.json")
+            write_json(draft / ENCODER_MARKER, self.record)
+
     @classmethod
     def load(cls, folder: Path | str) -> Encoder:
-        """Read what ``save_encoder`` wrote; EhrError (exit 13) where it is not whole."""
+        """Read what ``save`` wrote; EhrError (exit 13) where it is not whole."""
         folder = Path(folder)
         for name in ("model.safetensors", "config.json", "tokenizer.json", ENCODER_MARKER):
             if not (folder / name).is_file():
                 fix = "give the folder that 'ehrseq pretrain' wrote"
                 raise EhrError(f"no encoder here: {name} is missing", str(folder), fix, code=Exit.BUNDLE)
         record = json.loads((folder / ENCODER_MARKER).read_text(encoding="utf-8"))
-        return cls(BEHRTModel.from_pretrained(folder), Tokenizer.load(folder / "tokenizer.json"), record)
-
-
-def save_encoder(folder: Path | str, model: BEHRTForMaskedLM, tokenizer: Tokenizer, record: dict[str, Any]) -> None:
-    """Write a pretrained model, its tokenizer and its record; appears whole or not at all."""
-    with staged(folder, ENCODER_MARKER) as draft:
-        model.save_pretrained(draft)
-        tokenizer.save(draft / "tokenizer.json")
-        write_json(draft / ENCODER_MARKER, record)
+        model = BEHRTForMaskedLM.from_pretrained(folder)
+        model.eval()
+        return cls(model, Tokenizer.load(folder / "tokenizer.json"), record)
 
 
 def environment() -> dict[str, str]:
@@ -175,7 +184,7 @@ def environment() -> dict[str, str]:
 
 
 def model_card(bundle: Bundle) -> str:
-    """What the bundle is for, what it was fitted on, and what it must not be used for; counts are suppressed below 10."""
+    """What the bundle is for, what it was fitted on, what it must not be used for; counts below 10 are suppressed."""
     facts, task = bundle.facts, bundle.task
     lines = [
         f"# {task.name}: {bundle.default_row}",
@@ -204,7 +213,7 @@ def _code(task: TaskConfig) -> str:
 
 
 def _save_base(model: BEHRTForSurvival, folder: Path) -> None:
-    plain = BEHRTModel(type(model.config).from_dict({**model.config.to_dict(), "use_lora": False}))
+    plain = BEHRTModel(BEHRTConfig(**{**model.config.to_dict(), "use_lora": False}))
     own = model.behrt.state_dict()
     base = {name.replace(".base_layer.", "."): value for name, value in own.items() if ".lora_" not in name}
     plain.load_state_dict(base, strict=True)

@@ -25,8 +25,8 @@ MIN_CURVE_POINTS = 20
 MIN_CENSORING_SURVIVAL = 0.1
 """A horizon at which the censoring distribution is below this is refused."""
 MIN_TRAIN_EVENTS, MIN_TUNING_EVENTS = 100, 20
-TOKEN_BUDGET = 16_384
-"""Padded tokens in one micro-batch: bounds memory, never the size of an optimiser step."""
+TOKEN_BUDGET = 2_048
+"""Padded tokens in one micro-batch: small ones pad less and stay in cache; never the size of an optimiser step."""
 SUBJECTS_PER_SHARD = 2_000
 """Subjects in one file of a written dataset; what is in memory at once while converting."""
 
@@ -272,6 +272,11 @@ def load_yaml(model: type[Config], path: Path | str) -> Config:
     except yaml.YAMLError as error:
         raise EhrError(f"not valid YAML: {error}", str(path), "mend the syntax", code=Exit.CONFIG) from None
     return parse(model, data, str(path))
+
+
+def load_task(path: Path | str) -> TaskConfig:
+    """Read a TASK.yaml."""
+    return load_yaml(TaskConfig, path)
 
 
 def _explain(error: ValidationError, model: type[Strict], where: str) -> EhrError:

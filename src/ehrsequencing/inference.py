@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,6 @@ from jaxtyping import Float64
 
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.cohort import cut, prediction_rows
-from ehrsequencing.config import TaskConfig
-from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.features import build_features
 from ehrsequencing.models.forward import hazard_logits
@@ -21,18 +18,14 @@ from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.tokens import tokenize
 
 
-def predict(
-    bundle: Bundle, dataset: MedsDataset, *, labels: Path | None = None, row: str | None = None
-) -> Predictions:
+def predict(bundle: Bundle, dataset: MedsDataset, *, labels: Path | None = None, row: str | None = None) -> Predictions:
     """Risks and survival curves for everybody the bundle's task may ask about in ``dataset``.
 
     Args:
         labels: a MEDS label file that says whom to predict and when, instead of the task's own index.
         row: which of the bundle's rows; None is its default (the blend where there is one).
     """
-    task = with_labels_found(bundle.task, [dataset.root]) if labels is None else bundle.task
-    rows = prediction_rows(dataset, task, labels)
-    return predict_rows(bundle, dataset, rows, row)
+    return predict_rows(bundle, dataset, prediction_rows(dataset, bundle.task, labels), row)
 
 
 def predict_rows(bundle: Bundle, dataset: MedsDataset, rows: pl.DataFrame, row: str | None = None) -> Predictions:
@@ -65,9 +58,7 @@ def to_predictions(
     )
 
 
-def predict_to_file(
-    bundle: Path, meds: Path, out: Path, *, labels: Path | None = None, row: str | None = None
-) -> str:
+def predict_to_file(bundle: Path, meds: Path, out: Path, *, labels: Path | None = None, row: str | None = None) -> str:
     """``ehrseq predict``: writes the predictions file and says what it holds."""
     loaded = Bundle.load(bundle)
     predictions = predict(loaded, MedsDataset.open(meds), labels=labels, row=row)
@@ -76,25 +67,4 @@ def predict_to_file(
     return (
         f"{len(predictions.risk):,} predictions by '{predictions.model}' in {out} "
         f"(horizon {loaded.grid.tau:g} days; other rows of this bundle: {others})"
-    )
-
-
-def with_labels_found(task: TaskConfig, folders: Sequence[Path]) -> TaskConfig:
-    """The task with its label file's path made whole: a relative one is looked for in ``folders``, in order.
-
-    Raises:
-        EhrError: exit 10 where the file is in none of them.
-    """
-    labels = task.index.labels
-    if labels is None or labels.is_absolute():
-        return task
-    for folder in folders:
-        if (folder / labels).exists():
-            index = task.index.model_copy(update={"labels": folder / labels})
-            return task.model_copy(update={"index": index})
-    raise EhrError(
-        f"the label file '{labels}' is in none of {', '.join(str(folder) for folder in folders)}",
-        f"task {task.name}, index.labels",
-        "give its whole path, or --labels where there is such an option",
-        code=Exit.CONFIG,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from ehrsequencing.evaluation.compare import Interval, Scores, paired_difference
 
 MIN_GAIN_C, MAX_IBS_LOSS, TWO_SIDED = 0.005, 0.01, 0.90
-"""A gain in C that matters, a relative IBS loss that is tolerated, and the level whose ends are one-sided 95% bounds."""
+"""A gain in C that matters, a relative IBS loss that is borne, and the level whose ends are one-sided 95% bounds."""
 
 Word = Literal["climb", "stay", "underpowered"]
 

@@ -17,7 +17,7 @@ from ehrsequencing.tokens import TokenStore
 
 def in_micro_batches(
     function: Callable[[Batch], Tensor], store: TokenStore, rows: Int64[np.ndarray, " n"], budget: int = TOKEN_BUDGET
-) -> Float[Tensor, "n *rest"]:
+) -> Float[Tensor, n * rest]:
     """``function`` of every row, first axis in the order of ``rows`` (each at most once); graphs are kept."""
     parts = micro_batches(store, rows, budget)
     outputs = torch.cat([function(collate(store, part)) for part in parts])  # [n, ...] sorted by length

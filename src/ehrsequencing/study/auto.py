@@ -114,5 +114,3 @@ def cox_tuning_c(data: SurvivalData) -> float | None:
     if not (duration > first).any():
         return None
     return harrell_c(duration, event, BASELINES["cox"].fit(data, 0).risk[at])
-
-

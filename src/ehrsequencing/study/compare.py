@@ -122,7 +122,7 @@ def report_horizons(study: StudyConfig, tau: float) -> tuple[float, ...]:
     """The study's own horizons; without any, one year where it lies within τ, and τ."""
     if study.horizons_days:
         return tuple(study.horizons_days)
-    return tuple(day for day in (DAYS_PER_YEAR,) if day < tau) + (tau,)
+    return (DAYS_PER_YEAR, tau) if tau > DAYS_PER_YEAR else (tau,)
 
 
 def _learning_counts(table: pl.DataFrame, tau: float, pooled: bool) -> dict[str, int | None]:

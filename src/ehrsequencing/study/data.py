@@ -12,7 +12,7 @@ import polars as pl
 from jaxtyping import Int64
 
 from ehrsequencing.batches import SurvivalData
-from ehrsequencing.cohort import Cohort, build_cohort, cut, whole_records
+from ehrsequencing.cohort import Cohort, cut, whole_records
 from ehrsequencing.config import (
     HELD_OUT,
     SPLIT_FRACTIONS,
@@ -23,12 +23,11 @@ from ehrsequencing.config import (
     InputConfig,
     TaskConfig,
     TokensConfig,
-    load_yaml,
+    load_task,
 )
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset, assign_folds, assign_splits, rank_hash
 from ehrsequencing.features import FeatureSpec, build_features
-from ehrsequencing.inference import with_labels_found
 from ehrsequencing.sources.synthea import convert_synthea
 from ehrsequencing.synthetic import simulate
 from ehrsequencing.timegrid import TimeGrid, choose_tau, truncate
@@ -58,19 +57,12 @@ def _folder(text: str) -> Path:
     return path
 
 
-def load_task(task: TaskConfig | str | Path, dataset: MedsDataset, beside: Path) -> tuple[TaskConfig, list[Path]]:
-    """The task itself or the TASK.yaml named (beside the dataset's data or in ``beside``), and where its files may be."""
-    if isinstance(task, TaskConfig):
-        return task, [dataset.root, beside]
-    places = [dataset.root / task, beside / task, Path(task)]
-    path = next((place for place in places if place.is_file()), Path(task))
-    return load_yaml(TaskConfig, path), [dataset.root, path.parent]
-
-
-def make_cohort(dataset: MedsDataset, task: TaskConfig, folders: Sequence[Path], *, split_seed: int) -> Cohort:
-    """The cohort of a task whose label file, where it names one, lies in one of ``folders``; the task stays as written."""
-    cohort = build_cohort(dataset, with_labels_found(task, folders), split_seed=split_seed)
-    return replace(cohort, task=task)
+def task_of(study_task: TaskConfig | str, dataset: MedsDataset, beside: Path) -> TaskConfig:
+    """The study's own task, or the TASK.yaml it names: looked for beside the data, then beside the study."""
+    if isinstance(study_task, TaskConfig):
+        return study_task
+    places = [dataset.root / study_task, beside / study_task]
+    return load_task(next((place for place in places if place.is_file()), places[-1]))
 
 
 def limit_labelled(cohort: Cohort, labelled: int | None, seed: int) -> Cohort:
@@ -140,9 +132,27 @@ class Prepared:
     features: FeatureSpec
     tau: float
 
+    def events(self, split: str) -> int:
+        """Outcomes up to τ in a split."""
+        return int(self.data.targets(self.data.index(split)).event.sum())
+
+    @property
+    def n_labelled(self) -> int:
+        """Subjects of train + tuning."""
+        return len(self.data.index(TRAIN)) + len(self.data.index(TUNING))
+
+    @property
+    def n_labelled_events(self) -> int:
+        """Outcomes among them, up to τ."""
+        return self.events(TRAIN) + self.events(TUNING)
+
 
 def prepare(
-    dataset: MedsDataset, cohort: Cohort, tokenizer: Tokenizer, config: FeaturesConfig, tau: float | None = None
+    dataset: MedsDataset,
+    cohort: Cohort,
+    tokenizer: Tokenizer,
+    config: FeaturesConfig = FeaturesConfig(),
+    tau: float | None = None,
 ) -> Prepared:
     """Tokens, features and grid of a cohort; everything fitted is fitted on its training rows alone."""
     table = cohort.table
@@ -171,4 +181,3 @@ def common_tau(cohort: Cohort, parts: Sequence[Division]) -> float:
         rows = cohort.table.filter(pl.Series(part.of(cohort.table["subject_id"].to_numpy()) == TRAIN))
         taus.append(choose_tau(rows["duration"].to_numpy(), rows["event"].to_numpy(), cohort.task.horizon_days))
     return min(taus)
-

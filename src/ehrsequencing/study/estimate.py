@@ -42,7 +42,7 @@ def estimate(
     tuning = learning * recipe.epochs * len(moving) * len(study.seeds)
     minutes = (pretraining + tuning) * len(parts) / pace / 60
     lines = [
-        f"would pretrain {len(parts)} encoder(s) on {int(records.offsets[-1]):,} tokens for {study.pretrain.epochs} epochs",
+        f"would pretrain {len(parts)} encoder(s): {int(records.offsets[-1]):,} tokens, {study.pretrain.epochs} epochs",
         f"would fit {', '.join(study.strategies)} with {len(study.seeds)} seed(s) on {learning:,} training tokens, "
         f"at most {recipe.epochs} epochs",
         f"would fit {', '.join(study.baselines)}",

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
-from ehrsequencing.baselines import BASELINES
-from ehrsequencing.bundle import Bundle, Encoder, save_encoder
+from ehrsequencing.baselines import BASELINES, Fitted
+from ehrsequencing.batches import SurvivalData
+from ehrsequencing.bundle import Bundle, Encoder
 from ehrsequencing.cohort import Cohort
 from ehrsequencing.config import HELD_OUT, StudyConfig, TaskConfig
 from ehrsequencing.events import MedsDataset
+from ehrsequencing.inference import to_predictions
 from ehrsequencing.models.strategies import STRATEGIES, Strategy
 from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.predictions import Predictions
-from ehrsequencing.inference import to_predictions
-from ehrsequencing.study.assemble import WIDE, blend_name, make_bundle
+from ehrsequencing.study.assemble import WIDE, blend_name, calibrated_row, make_bundle
 from ehrsequencing.study.data import Division, Prepared, prepare, pretraining_records
 from ehrsequencing.synthetic import read_truth, true_survival
+from ehrsequencing.synthetic.truth import TRUTH_FILE
 from ehrsequencing.training.finetune import FeatureCache, finetune
 from ehrsequencing.training.loop import Progress, Tick
 from ehrsequencing.training.pretrain import pretrain
@@ -68,26 +69,24 @@ def fit_division(work: Workplace, division: Division, cohort: Cohort, tau: float
     cache = FeatureCache()
     for strategy in (STRATEGIES[name] for name in work.study.strategies):
         for seed in _seeds(strategy, work.study.seeds):
-            scored += _one_strategy(work, division, prepared, encoder, wide_fit.model, strategy, seed, cache)
+            scored += _one_strategy(work, division, prepared, encoder, _hazard(wide_fit), strategy, seed, cache)
     return scored, prepared
 
 
 def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
     """An encoder pretrained on the division's training subjects, kept under ``encoder<tag>/``."""
-    tokenizer, store = pretraining_records(
-        work.dataset, division.train_subjects(), work.task.input, work.study.tokens
-    )
+    tokenizer, store = pretraining_records(work.dataset, division.train_subjects(), work.task.input, work.study.tokens)
     result = pretrain(
         store, tokenizer, work.study.pretrain, work.study.model, seed=work.study.seeds[0], progress=work.progress
     )
-    folder = work.out / f"encoder{division.tag}"
-    save_encoder(folder, result.model, tokenizer, result.record)
-    record = result.record
+    encoder = Encoder(result.model, tokenizer, result.record)
+    encoder.save(work.out / f"encoder{division.tag}")
+    record = encoder.record
     work.say(
         f"encoder{division.tag}: {record['subjects']:,} records, {record['tokens']:,} tokens; masked codes guessed "
         f"{record['accuracy']:.1%} of the time, the most frequent code alone {record['most_frequent_code']:.1%}"
     )
-    return Encoder.load(folder)
+    return encoder
 
 
 def _seeds(strategy: Strategy, seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -151,22 +150,14 @@ def _bundle_rows(
         )
 
 
-def _simple_models(work: Workplace, prepared: Prepared, wide_fit: Any) -> Iterator[Scored]:
+def _simple_models(work: Workplace, prepared: Prepared, wide_fit: Fitted) -> Iterator[Scored]:
     data, at = prepared.data, prepared.data.index(HELD_OUT)
     for name in work.study.baselines:
         baseline = BASELINES[name]
         work.progress(Tick(name, 0, 1))
         fitted = wide_fit if name == WIDE else baseline.fit(data, work.study.seeds[0])
         work.progress(Tick(name, 1, 1, f"fitted in {fitted.seconds:.1f} s"))
-        predictions = Predictions(
-            subject_id=data.rows["subject_id"].to_numpy()[at],
-            prediction_time=data.rows["prediction_time"].to_numpy()[at],
-            risk=fitted.risk[at],
-            horizon_days=data.grid.curve_times(),
-            survival=fitted.survival[at],
-            cohort_fingerprint=data.cohort_fingerprint,
-            model=name,
-        )
+        predictions = _wide_row(prepared, _hazard(fitted)) if name == WIDE else _as_predictions(data, at, name, fitted)
         yield Scored(
             model=name,
             kind="baseline",
@@ -180,11 +171,37 @@ def _simple_models(work: Workplace, prepared: Prepared, wide_fit: Any) -> Iterat
         )
 
 
+def _as_predictions(data: SurvivalData, at: Int64[np.ndarray, " m"], name: str, fitted: Fitted) -> Predictions:
+    return Predictions(
+        subject_id=data.rows["subject_id"].to_numpy()[at],
+        prediction_time=data.rows["prediction_time"].to_numpy()[at],
+        risk=fitted.risk[at],
+        horizon_days=data.grid.curve_times(),
+        survival=fitted.survival[at],
+        cohort_fingerprint=data.cohort_fingerprint,
+        model=name,
+    )
+
+
+def _hazard(wide_fit: Fitted) -> RidgeHazard:
+    if wide_fit.model is None:
+        raise ValueError(f"the baseline '{WIDE}' keeps no fitted hazard")
+    return wide_fit.model
+
+
+def _wide_row(prepared: Prepared, wide: RidgeHazard) -> Predictions:
+    """The wide companion as bundles read it: recalibrated on tuning like the rows it is blended into."""
+    data, at = prepared.data, prepared.data.index(HELD_OUT)
+    logits = wide.logits(data.features.values)
+    row = calibrated_row(data, 0.0, logits, logits)
+    return to_predictions(row.logits(None, logits[at]), data.rows[at], data.grid, WIDE, data.cohort_fingerprint)
+
+
 def _oracle(dataset: MedsDataset, prepared: Prepared) -> Iterator[Scored]:
     """The simulator's own hazards, where the dataset was simulated."""
-    truth = read_truth(dataset.root)
-    if truth is None:
+    if not (dataset.root / TRUTH_FILE).is_file():
         return
+    truth = read_truth(dataset.root)
     data, at = prepared.data, prepared.data.index(HELD_OUT)
     rows = data.rows[at].select("subject_id", "prediction_time")
     own = rows.join(truth, on=["subject_id", "prediction_time"], how="left", maintain_order="left")

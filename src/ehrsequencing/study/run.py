@@ -14,15 +14,15 @@ import polars as pl
 
 from ehrsequencing.baselines import BASELINES
 from ehrsequencing.bundle import environment
-from ehrsequencing.cohort import Cohort
+from ehrsequencing.cohort import Cohort, build_cohort
 from ehrsequencing.config import HELD_OUT, TUNING, StudyConfig, TaskConfig, load_yaml
 from ehrsequencing.errors import EhrError, Exit, nearest
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.files import refuse_foreign, staged, write_json
-from ehrsequencing.models.strategies import STRATEGIES, find_strategy
+from ehrsequencing.models.strategies import find_strategy
 from ehrsequencing.report import write_report
 from ehrsequencing.study.compare import compare, pool, write_predictions
-from ehrsequencing.study.data import Division, common_tau, divisions, limit_labelled, load_task, make_cohort, open_data
+from ehrsequencing.study.data import Division, common_tau, divisions, limit_labelled, open_data, task_of
 from ehrsequencing.study.estimate import estimate
 from ehrsequencing.study.fitting import Scored, Workplace, fit_division
 from ehrsequencing.timegrid import TimeGrid
@@ -62,7 +62,9 @@ def run_study(path: Path, out: Path, *, progress: Progress = silent, say: Say = 
     study = read_study(path)
     refuse_foreign(Path(out), MARKER)
     with staged(out, MARKER) as draft:
-        write_json(draft / MARKER, {"study": study.model_dump(mode="json", by_alias=True), "environment": environment()})
+        write_json(
+            draft / MARKER, {"study": study.model_dump(mode="json", by_alias=True), "environment": environment()}
+        )
         scene = set_scene(study, draft / "meds", Path(path).parent, say)
         scene.cohort.write(draft / "cohort")
         scored, grids, tokens = _fit_all(scene, draft, progress, say)
@@ -73,7 +75,9 @@ def run_study(path: Path, out: Path, *, progress: Progress = silent, say: Say = 
         facts = {**_facts(scene), **tokens, "seconds": time.perf_counter() - started}
         write_json(draft / "comparison.json", compare(study, scene.cohort, models, scene.tau, facts))
         write_report(draft)
-    return f"{_table(out)}\n\nreport: {Path(out) / 'report.html'}   ({(time.perf_counter() - started) / 60:.1f} minutes)"
+    return (
+        f"{_table(out)}\n\nreport: {Path(out) / 'report.html'}   ({(time.perf_counter() - started) / 60:.1f} minutes)"
+    )
 
 
 def plan(path: Path) -> str:
@@ -104,8 +108,8 @@ def set_scene(study: StudyConfig, data_folder: Path, beside: Path, say: Say) -> 
     """Open or make the data, build the cohort, divide it, choose τ and the recipe; says each as it goes."""
     dataset, origin = open_data(study.data, data_folder)
     say(origin)
-    task, folders = load_task(study.task, dataset, beside)
-    cohort = make_cohort(dataset, task, folders, split_seed=study.split.seed)
+    task = task_of(study.task, dataset, beside)
+    cohort = build_cohort(dataset, task, split_seed=study.split.seed)
     cohort = limit_labelled(cohort, study.labelled, study.split.seed)
     say(cohort.describe())
     parts = divisions(dataset, study.folds, study.split.seed)

@@ -9,34 +9,36 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ehrsequencing.baselines import BASELINES
-from ehrsequencing.bundle import Encoder, save_encoder
-from ehrsequencing.cohort import Cohort
+from ehrsequencing.batches import SurvivalData
+from ehrsequencing.bundle import ENCODER_MARKER, MARKER, Encoder
+from ehrsequencing.cohort import Cohort, build_cohort
 from ehrsequencing.config import (
+    HELD_OUT,
     TRAIN,
     TUNING,
     BudgetConfig,
-    FeaturesConfig,
     InputConfig,
     ModelConfig,
     PretrainConfig,
-    TaskConfig,
     TokensConfig,
-    load_yaml,
+    load_task,
+    parse,
 )
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation.compare import INTERVAL_MEANING, evaluate
+from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Interval, evaluate
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.files import refuse_foreign, write_json
+from ehrsequencing.inference import to_predictions
 from ehrsequencing.models.strategies import find_strategy
+from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.predictions import Predictions
-from ehrsequencing.study.assemble import WIDE, make_bundle
+from ehrsequencing.study.assemble import make_bundle
 from ehrsequencing.study.auto import choose
-from ehrsequencing.study.data import divisions, limit_labelled, load_task, make_cohort, prepare, pretraining_records
+from ehrsequencing.study.data import divisions, limit_labelled, prepare, pretraining_records
 from ehrsequencing.timegrid import TimeGrid, choose_tau
 from ehrsequencing.training.finetune import FeatureCache, FineTuned, finetune
 from ehrsequencing.training.loop import Progress, silent
-from ehrsequencing.training.pretrain import pretrain
+from ehrsequencing.training.pretrain import pretrain as run_pretraining
 from ehrsequencing.training.recipes import choose_recipe
 
 Say = Callable[[str], None]
@@ -44,9 +46,7 @@ Say = Callable[[str], None]
 
 def write_cohort(meds: Path, task: Path, out: Path, *, split_seed: int = 0) -> Cohort:
     """``ehrseq cohort``: the cohort with the time grid of its training split."""
-    dataset = MedsDataset.open(meds)
-    config, folders = load_task(task, dataset, Path(task).parent)
-    cohort = make_cohort(dataset, config, folders, split_seed=split_seed)
+    cohort = build_cohort(MedsDataset.open(meds), load_task(task), split_seed=split_seed)
     cohort.write(out)
     write_json(Path(out) / "grid.json", _grid(cohort).to_json())
     return cohort
@@ -70,29 +70,56 @@ def write_encoder(
     progress: Progress = silent,
 ) -> str:
     """``ehrseq pretrain``: an encoder from the training subjects' records; returns what it learned."""
-    dataset = MedsDataset.open(meds)
-    refuse_foreign(Path(out), "pretraining.json")
-    model = ModelConfig.model_validate({"size": size}) if size in _sizes() else _unknown_size(size)
-    input_rules = InputConfig() if task is None else load_yaml(TaskConfig, task).input
-    subjects = divisions(dataset, None, split_seed)[0].train_subjects()
-    tokenizer, store = pretraining_records(dataset, subjects, input_rules, TokensConfig())
-    config = PretrainConfig() if epochs is None else PretrainConfig(epochs=epochs)
-    result = pretrain(store, tokenizer, config, model, seed=seed, progress=progress)
-    save_encoder(out, result.model, tokenizer, {**result.record, "split_seed": split_seed})
-    record = result.record
+    refuse_foreign(Path(out), ENCODER_MARKER)
+    encoder = pretrain(
+        MedsDataset.open(meds),
+        PretrainConfig() if epochs is None else PretrainConfig(epochs=epochs),
+        model=parse(ModelConfig, {"size": size}, "--size"),
+        input=InputConfig() if task is None else load_task(task).input,
+        split_seed=split_seed,
+        seed=seed,
+        progress=progress,
+    )
+    encoder.save(out)
+    record = encoder.record
     return (
-        f"encoder in {out}: {record['subjects']:,} records, {record['tokens']:,} tokens, {tokenizer.vocab_size:,} codes; "
-        f"masked codes guessed {record['accuracy']:.1%} of the time (the most frequent code alone: "
-        f"{record['most_frequent_code']:.1%})"
+        f"encoder in {out}: {record['subjects']:,} records, {record['tokens']:,} tokens, "
+        f"{encoder.tokenizer.vocab_size:,} codes; masked codes guessed {record['accuracy']:.1%} of the time "
+        f"(the most frequent code alone: {record['most_frequent_code']:.1%})"
     )
 
 
-def _sizes() -> tuple[str, ...]:
-    return ("small", "medium", "large", "base")
+def pretrain(
+    dataset: MedsDataset,
+    config: PretrainConfig = PretrainConfig(),
+    *,
+    model: ModelConfig = ModelConfig(),
+    tokens: TokensConfig = TokensConfig(),
+    input: InputConfig = InputConfig(),
+    split_seed: int = 0,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Encoder:
+    """An encoder pretrained on the training subjects' whole records, under a task's ``input`` rules."""
+    subjects = divisions(dataset, None, split_seed)[0].train_subjects()
+    tokenizer, store = pretraining_records(dataset, subjects, input, tokens)
+    result = run_pretraining(store, tokenizer, config, model, seed=seed, progress=progress)
+    return Encoder(result.model, tokenizer, {**result.record, "split_seed": split_seed})
 
 
-def _unknown_size(size: str) -> ModelConfig:
-    raise EhrError(f"unknown model size '{size}'", "--size", f"one of {', '.join(_sizes())}", code=Exit.USAGE)
+def evaluate_held_out(data: SurvivalData, fitted: FineTuned, *, n_boot: int = 1_000) -> dict[str, Interval]:
+    """Discrimination and accuracy of a fitted model on the held-out rows, with intervals, before recalibration."""
+    at, train = data.index(HELD_OUT), data.targets(data.index(TRAIN))
+    outcome = data.targets(at)
+    return evaluate(
+        to_predictions(fitted.logits[at], data.rows[at], data.grid, fitted.strategy.name, data.cohort_fingerprint),
+        outcome.duration.numpy(),
+        outcome.event.numpy(),
+        train_duration=train.duration.numpy(),
+        train_event=train.event.numpy(),
+        tau=data.grid.tau,
+        n_boot=n_boot,
+    )
 
 
 def write_bundle(
@@ -112,32 +139,28 @@ def write_bundle(
     """``ehrseq finetune``: one bundle by one strategy, or by the recipe's choice; returns what came out."""
     if strategy != "auto":
         find_strategy(strategy)
-    refuse_foreign(Path(out), "bundle.json")
+    refuse_foreign(Path(out), MARKER)
     dataset, pretrained = MedsDataset.open(meds), Encoder.load(encoder)
-    config, folders = load_task(task, dataset, Path(task).parent)
+    config = load_task(task)
     _same_splits(pretrained, split_seed, encoder)
-    cohort = limit_labelled(make_cohort(dataset, config, folders, split_seed=split_seed), labelled, split_seed)
+    cohort = limit_labelled(build_cohort(dataset, config, split_seed=split_seed), labelled, split_seed)
     say(cohort.describe())
-    prepared = prepare(dataset, cohort, pretrained.tokenizer, FeaturesConfig())
+    prepared = prepare(dataset, cohort, pretrained.tokenizer)
     data = prepared.data
-    events = {split: int(data.targets(data.index(split)).event.sum()) for split in (TRAIN, TUNING)}
-    learning = len(data.index(TRAIN)) + len(data.index(TUNING))
-    choice = choose_recipe(learning, sum(events.values()), events[TUNING])
+    choice = choose_recipe(prepared.n_labelled, prepared.n_labelled_events, prepared.events(TUNING))
     recipe, departures = choice.recipe.within(budget)
     say("\n".join([choice.text(), *(f"  departure     {text}" for text in departures)]))
     cache = FeatureCache()
 
     def fit(name: str) -> FineTuned:
-        return finetune(
-            data, find_strategy(name), recipe, pretrained.model, seed=seed, cache=cache, progress=progress
-        )
+        return finetune(data, find_strategy(name), recipe, pretrained.model, seed=seed, cache=cache, progress=progress)
 
     if strategy == "auto":
         chosen = choose(data, recipe, fit, say)
         fitted, sentences = chosen.fitted, chosen.sentences
     else:
         fitted, sentences = fit(strategy), (f"{strategy} was asked for.",)
-    wide = BASELINES[WIDE].fit(data, seed).model
+    wide = fit_wide(data)
     facts = {"seed": seed, "split_seed": split_seed, "recipe": recipe.name, "choice": list(sentences)}
     bundle = make_bundle(prepared, config, fitted, wide, facts)
     bundle.save(out)
@@ -189,5 +212,3 @@ def evaluate_file(
         span = "" if interval.low is None else f"  (95% {interval.low:.4f} to {interval.high:.4f})"
         lines.append(f"  {name:<16}{interval.value:.4f}{span}")
     return "\n".join([*lines, INTERVAL_MEANING])
-
-

@@ -18,14 +18,13 @@ from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.models.behrt import BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.forward import encode, hazard_logits, in_micro_batches
-from ehrsequencing.models.strategies import FootprintAudit, Strategy, footprint
+from ehrsequencing.models.heads import LinearHead
+from ehrsequencing.models.strategies import FootprintAudit, Strategy, find_strategy, footprint
 from ehrsequencing.models.wide import fit_ridge_hazard
 from ehrsequencing.training.checkpoints import calibrated_among_the_best
-from ehrsequencing.training.loop import Epoch, Objective, Progress, Schedule, Tick, silent, train
+from ehrsequencing.training.loop import Epoch, Progress, Schedule, Tick, silent, train
 from ehrsequencing.training.objectives import SurvivalObjective, TuningScore
 from ehrsequencing.training.recipes import Recipe
-
-MLP, LINEAR = "mlp", "linear"
 
 
 class FeatureCache:
@@ -75,7 +74,7 @@ class FineTuned:
 
 def finetune(
     data: SurvivalData,
-    strategy: Strategy,
+    strategy: Strategy | str,
     recipe: Recipe,
     encoder: BEHRTModel,
     *,
@@ -89,9 +88,9 @@ def finetune(
     ``encoder`` is copied, never changed; a strategy with a random encoder takes its sizes alone.
     """
     started = time.perf_counter()
-    cache = cache or FeatureCache()
+    strategy, cache = find_strategy(strategy), cache or FeatureCache()
     if strategy.head == "best":
-        heads = [replace(strategy, head=MLP), replace(strategy, head=LINEAR)]
+        heads = [replace(strategy, head="mlp"), replace(strategy, head="linear")]
         fits = [_fit(data, s, recipe, encoder, seed, dropout, cache, progress) for s in heads]
         best = min(fits, key=lambda fit: fit.tuning(data)["tuning_nll"])
         best.notes.append(f"{best.strategy.head} head kept: lower tuning likelihood loss")
@@ -117,7 +116,7 @@ def _fit(
         overrides |= {"dropout": dropout, "head_dropout": dropout}
     model = BEHRTForSurvival.from_encoder(encoder, strategy=strategy, **overrides)
     _prepare_head(model, data, cache)
-    if strategy.head == LINEAR:
+    if strategy.head == "linear":
         return _fit_linear(model, data, strategy, cache, progress)
     return _fit_by_loop(model, data, strategy, recipe, seed, cache, progress)
 
@@ -146,7 +145,10 @@ def _fit_linear(
         data.targets(tuning_rows),
         n_bins=data.grid.n_bins,
     )
-    model.hazard_head.set_ridge(ridge)
+    head = model.hazard_head
+    if not isinstance(head, LinearHead):
+        raise TypeError(f"strategy {strategy.name} needs a linear head")
+    head.set_ridge(ridge)
     logits = _head_logits(model, cache.get(model, data))
     progress(Tick(strategy.name, 1, 1, f"penalty {ridge.penalty:.2g} chosen on tuning"))
     return FineTuned(strategy, model, logits, counts, [], 0.0, list(ridge.notes))
@@ -161,7 +163,7 @@ def _fit_by_loop(
     cache: FeatureCache,
     progress: Progress,
 ) -> FineTuned:
-    module, objective = _objective(model, data, strategy, recipe, cache)
+    objective = _objective(model, data, strategy, recipe, cache)
     optimizer = OptimizerConfig(
         learning_rate=strategy.learning_rate, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm
     )
@@ -170,7 +172,7 @@ def _fit_by_loop(
     counts = model.get_trainable_parameters()
     progress(Tick(strategy.name, 0, recipe.epochs, _footprint(model, strategy)))
     choose = calibrated_among_the_best(objective) if recipe.checkpoint == "c_index+calibration" else None
-    history = train(module, objective, schedule, title=strategy.name, progress=progress, audit=audit, choose=choose)
+    history = train(model, objective, schedule, title=strategy.name, progress=progress, audit=audit, choose=choose)
     model.eval()
     notes = list(audit.notes)
     if objective.steps_without_pairs:
@@ -186,14 +188,14 @@ def _fit_by_loop(
 
 def _objective(
     model: BEHRTForSurvival, data: SurvivalData, strategy: Strategy, recipe: Recipe, cache: FeatureCache
-) -> tuple[nn.Module, SurvivalObjective]:
+) -> SurvivalObjective:
     """A frozen encoder runs once and the loop moves the head on cached features; otherwise it runs on tokens."""
     if strategy.cached_features:
         features = cache.get(model, data)
         forward = lambda rows: model.hazard_head(features[torch.from_numpy(rows)])[:, 0]  # noqa: E731
     else:
         forward = lambda rows: in_micro_batches(model, data.tokens, rows)[:, 0]  # noqa: E731
-    return model, SurvivalObjective(data, forward, recipe.lambda_rank)
+    return SurvivalObjective(data, forward, recipe.lambda_rank)
 
 
 @torch.no_grad()
@@ -203,7 +205,7 @@ def _head_logits(model: BEHRTForSurvival, features: Float32[Tensor, "N F"]) -> F
 
 
 def _footprint(model: BEHRTForSurvival, strategy: Strategy) -> str:
-    return footprint(model) if strategy.head == MLP else f"{footprint(model)}, by a convex fit"
+    return footprint(model) if strategy.head == "mlp" else f"{footprint(model)}, by a convex fit"
 
 
 def _digest(module: nn.Module) -> str:

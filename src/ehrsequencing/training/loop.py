@@ -205,13 +205,14 @@ def _one_epoch(
     for rows in batches:
         optimizer.zero_grad(set_to_none=True)
         loss = objective.loss(rows)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if audit is not None:
-            audit.observe(model)
-        nn.utils.clip_grad_norm_(parameters, clip_norm)
-        optimizer.step()
-        scheduler.step()
         losses.append(loss.detach())
+        if loss.requires_grad:  # a step may have nothing to learn from, as when no code was selected
+            loss.backward()
+            if audit is not None:
+                audit.observe(model)
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
+            optimizer.step()
+        scheduler.step()
     mean = float(torch.stack(losses).mean())
     if not math.isfinite(mean):
         raise EhrError(f"the training loss became {mean}", title, "lower the learning rate", code=Exit.DATA)

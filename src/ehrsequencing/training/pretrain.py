@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ehrsequencing.batches import collate, cut_at_random, micro_batches
 from ehrsequencing.config import TOKEN_BUDGET, ModelConfig, PretrainConfig
-from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.errors import EhrError
 from ehrsequencing.models.behrt import BEHRTConfig
-from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, mask_tokens
+from ehrsequencing.models.pretraining import BEHRTForMaskedLM, mask_tokens
 from ehrsequencing.models.strategies import FootprintAudit
 from ehrsequencing.tokens import N_SPECIAL, Tokenizer, TokenStore
 from ehrsequencing.training.loop import Epoch, Progress, Schedule, silent, train
@@ -55,7 +55,7 @@ class MaskedCodes:
             masked, targets = mask_tokens(collate(cut, part), self.vocab_size, self.masks, self.config.mask_fraction)
             out = self.model(masked, targets)
             total, count = total + out.loss * out.n_selected, count + out.n_selected
-        return total / max(count, 1) if count else sum(p.sum() for p in self.model.parameters()) * 0.0
+        return total / max(count, 1)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -66,7 +66,11 @@ class MaskedCodes:
             batch = collate(self.store, part)
             masked, targets = mask_tokens(batch, self.vocab_size, masks, self.config.mask_fraction)
             out = self.model(masked, targets)
-            loss, correct, count = loss + float(out.loss) * out.n_selected, correct + out.n_correct, count + out.n_selected
+            loss, correct, count = (
+                loss + float(out.loss) * out.n_selected,
+                correct + out.n_correct,
+                count + out.n_selected,
+            )
             majority += int((targets == self.most_frequent).sum())
         n = max(count, 1)
         return {
@@ -103,9 +107,7 @@ def pretrain(
         )
     torch.manual_seed(seed)
     model = BEHRTForMaskedLM(
-        BEHRTConfig.of_size(
-            size.size, tokenizer.vocab_size, value_codes=tokenizer.value_codes, dropout=size.dropout
-        )
+        BEHRTConfig.of_size(size.size, tokenizer.vocab_size, value_codes=tokenizer.value_codes, dropout=size.dropout)
     )
     order = np.random.default_rng(seed).permutation(usable)
     n_valid = max(1, round(config.validation_fraction * len(usable)))

@@ -71,7 +71,7 @@ RECIPES: Mapping[str, Recipe] = {
         weight_decay=1e-5,
         checkpoint="c_index",
         escalation="If underfitting: move to LoRA rank 8–16.",
-        why="few patients cannot move half a million weights without overfitting; the pretrained features carry the load",
+        why="few patients cannot move half a million weights without overfitting: pretrained features carry the load",
     ),
     "medium": Recipe(
         name="medium",
@@ -154,7 +154,9 @@ def choose_recipe(n_subjects: int, n_events: int, n_tuning_events: int | None = 
         n_tuning_events = round(n_events * SPLIT_FRACTIONS["tuning"] / labelled)
     n_train_events = n_events - n_tuning_events
     low, high = recipe.subjects
-    size = f"under {high:,}" if low == 0 and high else f"over {low - 1:,}" if high is None else f"{low:,} to {high - 1:,}"
+    size = (
+        f"under {high:,}" if low == 0 and high else f"over {low - 1:,}" if high is None else f"{low:,} to {high - 1:,}"
+    )
     sentence = (
         f"Recipe '{recipe.name}' ({size} labelled patients; here {n_subjects:,} with {n_events:,} events): "
         f"{' against '.join(recipe.compete)}, because {recipe.why}."
