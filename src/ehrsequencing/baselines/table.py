@@ -41,7 +41,7 @@ class Fitted:
         n_parameters: fitted numbers: coefficients not 0 (and intercepts), steps of a curve, leaves.
         coefficients: ``name, coefficient`` per standard deviation of the column, largest first; of linear models.
         notes: what had to be decided otherwise than planned.
-        hazard: the fitted model itself, of ``wide`` only: blends and bundles need it.
+        model: the fitted hazard itself, of ``wide`` only: blends and bundles need it.
     """
 
     risk: Float64[np.ndarray, " N"]
@@ -49,7 +49,7 @@ class Fitted:
     n_parameters: int
     coefficients: pl.DataFrame | None = None
     notes: tuple[str, ...] = ()
-    hazard: RidgeHazard | None = None
+    model: RidgeHazard | None = None
     seconds: float = 0.0
 
 
@@ -112,7 +112,7 @@ def wide(data: SurvivalData, seed: int) -> Fitted:
         n_parameters=fit.n_parameters,
         coefficients=_coefficients(data.features.names, fit.weight),
         notes=fit.notes,
-        hazard=fit,
+        model=fit,
     )
 
 

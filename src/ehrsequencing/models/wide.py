@@ -27,7 +27,7 @@ from ehrsequencing.models.ridge import (
     best_by_folds,
 )
 
-SCREENS = (50, 200, 800)
+SCREENS = (10, 20, 50, 100, 200, 800)
 """How many of the best-scoring columns `fit_wide` tries, beside all of them."""
 
 
