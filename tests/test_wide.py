@@ -171,9 +171,9 @@ def test_few_tuning_events_leave_the_choice_to_folds_of_training(tuning_rows):
     event[200:] = 0
     targets = with_event(targets, event)
     train, tune = slice(0, 200), slice(200, None)
-    fit = fit_ridge_hazard(x[train], part(targets, train), x[tune], part(targets, tune), PENALTIES[::2], 4, [5])
+    fit = fit_ridge_hazard(x[train], part(targets, train), x[tune], part(targets, tune), (1.0, 0.1, 0.01), 4, [5])
     assert "0 tuning events" in fit.notes[0]
-    assert fit.penalty < PENALTIES[0]
+    assert fit.penalty < 1.0
     assert fit.path[-1].columns == 5
     assert np.corrcoef(fit.linear_predictor(x), x[:, 0])[0, 1] > 0.7
 
