@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,7 @@ from ehrsequencing.models.attention import Layout, attend
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival, HazardHead, pool
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, mask_tokens
+from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.tokens import CLS, MASK, N_SPECIAL
 from tiny_batches import VOCAB, garbage_in_padding, random_batch, rows_of, shake, tiny_config
 
@@ -72,6 +74,7 @@ def test_base_is_twelve_layers_of_768():
         {"freeze_behrt": True, "use_lora": True},
         {"attention": "block_causal"},
         {"hidden_size": 30, "num_attention_heads": 4},
+        {"head": "forest"},
     ],
 )
 def test_contradictory_settings_are_refused(settings):
@@ -221,6 +224,18 @@ def test_the_standardiser_centres_scales_and_leaves_constants_finite():
     head.set_standardiser(x.mean(0), x.std(0))
     torch.testing.assert_close(head(x), expected, rtol=1e-5, atol=1e-5)
     assert torch.isfinite(head(x + 1)).all()
+
+
+def test_the_linear_head_is_the_penalised_model_it_was_given(batch, tmp_path):
+    rng = np.random.default_rng(0)
+    model = BEHRTForSurvival.from_encoder(BEHRTModel(tiny_config()), strategy="frozen-ridge").eval()
+    std = np.where(np.arange(96) == 3, 0.0, rng.uniform(0.5, 2, 96))  # a constant column counts for nothing
+    ridge = RidgeHazard(rng.normal(size=96), std, rng.normal(size=96) * (std > 0), rng.normal(size=6), penalty=0.1)
+    model.hazard_head.set_ridge(ridge)
+    expected = ridge.logits(model.features(batch).detach().double().numpy())
+    np.testing.assert_allclose(model(batch)[:, 0].detach().numpy(), expected, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(BEHRTForSurvival.from_pretrained(tmp_path)(batch), model(batch))
 
 
 def test_dropout_acts_in_training_and_never_in_evaluation(model, batch):

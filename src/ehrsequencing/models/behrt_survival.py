@@ -97,7 +97,9 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
         source = copy.deepcopy(encoder) if isinstance(encoder, BEHRTModel) else BEHRTModel.from_pretrained(encoder)
         if source.config.use_lora:
             raise EhrError("the encoder carries an adapter", "encoder", "merge it first (merge_lora)", code=Exit.BUNDLE)
-        settings = {**source.config.to_dict(), "freeze_behrt": False, "use_lora": False, **overrides}
+        head = "linear" if chosen.head == "linear" else "mlp"
+        plain = {"freeze_behrt": False, "use_lora": False, "head": head}
+        settings = {**source.config.to_dict(), **plain, **overrides}
         model = cls(BEHRTConfig.from_dict(settings))
         if chosen.encoder == "pretrained":
             _load_strictly(model.behrt, source.state_dict())

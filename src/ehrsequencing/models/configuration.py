@@ -81,6 +81,8 @@ class BEHRTConfig(PretrainedConfig):
                 "use an encoder that was pretrained with the bidirectional mask",
                 code=Exit.CONFIG,
             )
+        if self.head not in ("mlp", "linear"):
+            raise EhrError(f"unknown head '{self.head}'", "BEHRTConfig.head", "choose mlp or linear", code=Exit.CONFIG)
         if self.hidden_size % self.num_attention_heads:
             raise EhrError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}",
