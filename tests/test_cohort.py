@@ -150,12 +150,17 @@ CASES = [
         4          | 2013-01-01 | A          # the last record is at prediction_time
         5          | 2013-01-02 | OUT
         6          |            | SEX//F     # never seen
+        7          | 2013-01-01 | MEDS_DEATH # at prediction_time
+        7          | 2013-01-09 | OUT
+        8          | 2013-01-01 | MEDS_BIRTH # at prediction_time: just in time
+        8          | 2013-01-02 | A
         """,
         """
         subject_id | prediction_time | duration | event
         5          | 2013-01-01      | 1        | 1
+        8          | 2013-01-01      | 1        | 0
         """,
-        removed={"before birth": 1, "dead": 1, "record over": 2, "no follow-up": 1},
+        removed={"before birth": 1, "dead": 2, "record over": 2, "no follow-up": 1},
     ),
     Case(
         "index by age: the birthday begins at midnight, leap births on 28 February",
@@ -237,10 +242,14 @@ CASES = [
         4          | 2012-06-01       | A
         4          | 2013-01-01       | A           # at prediction_time: read
         4          | 2014-01-01       | OUT
+        5          | 2012-01-02       | A           # 365 days to the day: enough
+        5          | 2012-01-03       | A
+        5          | 2014-01-01       | A
         """,
         """
         subject_id | prediction_time | duration | event
         1          | 2013-01-01      | 365      | 1
+        5          | 2013-01-01      | 365      | 0
         """,
         {"require": {"visits": 2, "history_days": 365}, "input": {"from": dt.date(2010, 5, 1)}},
         {"history_days": 1, "visits": 2},

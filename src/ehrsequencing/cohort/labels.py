@@ -56,10 +56,10 @@ def within_horizon(table: pl.DataFrame, horizon_days: float) -> pl.DataFrame:
 
     >>> import datetime as dt
     >>> day = dt.datetime(2013, 1, 1)
-    >>> table = pl.DataFrame({"subject_id": [1, 2, 3], "prediction_time": [day] * 3, "duration": [20.0, 20.0, 90.0],
-    ...                       "event": [1, 0, 1]})
+    >>> followed = {"duration": [30.0, 20.0, 90.0, 30.0], "event": [1, 0, 1, 0]}
+    >>> table = pl.DataFrame({"subject_id": [1, 2, 3, 4], "prediction_time": [day] * 4, **followed})
     >>> within_horizon(table, 30.0).select("subject_id", "boolean_value").rows()
-    [(1, True), (3, False)]
+    [(1, True), (3, False), (4, False)]
     """
     duration, event = pl.col("duration"), pl.col("event") == 1
     decided = table.filter(event | (duration >= horizon_days))
