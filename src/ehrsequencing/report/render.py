@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from ehrsequencing.config import DAYS_PER_YEAR, MIN_CELL
 from ehrsequencing.errors import EhrError, Exit
@@ -32,7 +33,7 @@ TOKEN_NAMES = {
     "median_length": "median tokens a patient",
     "max_length": "most tokens a patient",
     "truncated_rows": "patients cut to their most recent visits",
-    "left_out_tokens": "tokens left out by that",
+    "left_out_tokens": "tokens left out of those",
     "rows_without_events": "patients without any event",
     "rows_without_birth": "patients without a birth date",
     "events_before_birth": "events before birth",
@@ -86,7 +87,8 @@ def render(summary: Summary) -> str:
         further=[(metric_name(name), name) for name in further],
         notes=_notes(summary.rows),
         with_ibs=any("ibs" in difference.metrics for difference in summary.differences),
-        tokens=[_token_fact(key, value) for key, value in summary.tokens.items()],
+        with_train_c=any(np.isfinite(run.train_c).any() for run in summary.runs),
+        tokens=[_token_fact(key, summary.tokens[key]) for key in sorted(summary.tokens, key=_token_rank)],
         min_cell=MIN_CELL,
     )  # fmt: skip
 
@@ -216,6 +218,10 @@ def in_days(days: float) -> str:
     if round(years) >= 1 and abs(years - round(years)) < 0.005:
         return f"{round(years)} year{'s' * (round(years) > 1)}"
     return f"{days:,.0f} days" if days <= 600 else f"{years:.1f} years"
+
+
+def _token_rank(key: str) -> int:
+    return list(TOKEN_NAMES).index(key) if key in TOKEN_NAMES else len(TOKEN_NAMES)
 
 
 def _token_fact(key: str, value: Any) -> tuple[str, str]:

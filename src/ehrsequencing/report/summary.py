@@ -98,7 +98,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what was recorded at every epoch (arrays of one length) and which epoch was kept."""
+    """One training: what was recorded at every epoch (counted from 1; arrays of one length) and which was kept."""
 
     model: str
     seed: int
@@ -536,10 +536,12 @@ def read_runs(models: Path) -> list[Run]:
         history = _read_json(path)
         if found is None or not isinstance(history, list) or len(history) < 2:
             continue
-        columns = {key: _column(history, key) for key in ("epoch", "tuning_c", "tuning_brier", "train_c")}
-        kept = [i for i, epoch in enumerate(history) if epoch.get("best")]
+        columns = {key: _column(history, key) for key in ("tuning_c", "tuning_brier", "train_c")}
+        epoch = np.arange(1.0, len(history) + 1)
+        kept = [i for i, line in enumerate(history) if line.get("best")]
         fold = None if found["fold"] is None else int(found["fold"])
-        runs.append(Run(found["model"], int(found["seed"]), fold, **columns, selected=kept[-1] if kept else None))
+        selected = kept[-1] if kept else None
+        runs.append(Run(found["model"], int(found["seed"]), fold, epoch, **columns, selected=selected))
     return runs
 
 
@@ -717,7 +719,7 @@ def _settings(value: Any) -> str:
     """
     if not isinstance(value, Mapping):
         return "" if value is None else str(value)
-    parts = [(key, inner) for key, inner in value.items() if inner is not None]
+    parts = [(key, inner) for key, inner in value.items() if inner is not None and inner is not False]
     return ", ".join(f"{k} ({_settings(v)})" if isinstance(v, Mapping) else f"{k} {v}" for k, v in parts)
 
 
