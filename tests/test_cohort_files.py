@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,10 @@ def test_small_cells_cannot_be_had_by_subtraction() -> None:
     assert for_people(exact)["removed"].to_list() == ["0", "<10"]
     assert for_people(exact)["remaining"].to_list() == ["~720", "~720"]
     assert suppress([10, 0, 12]) == ["10", "0", "12"]
+
+
+def test_described_outcomes_lie_within_the_horizon(tmp_path: Path) -> None:
+    data = on_disk(many_patients(300), tmp_path / "meds")  # 100 outcomes, half of them in 30 days
+    counts = [build_cohort(data, task(horizon_days=days)).describe() for days in (None, 30.0)]
+    assert re.search(r"^all +300 +100$", counts[0], re.MULTILINE)
+    assert re.search(r"^all +300 +50$", counts[1], re.MULTILINE)

@@ -108,9 +108,12 @@ class Cohort:
                 write_labels(labels, folder / "labels" / f"{split}.parquet")
 
     def _split_counts(self) -> pl.DataFrame:
-        """``split, patients, outcomes`` as text, usual splits first, the whole last."""
+        """``split, patients, outcomes`` (within the horizon) as text, usual splits first, the whole last."""
+        happened = pl.col("event") == 1
+        if self.task.horizon_days is not None:
+            happened &= pl.col("duration") <= self.task.horizon_days
         order = {TRAIN: 0, TUNING: 1, HELD_OUT: 2}
-        counts = self.table.group_by("split").agg(pl.len().alias("patients"), pl.col("event").sum().alias("outcomes"))
+        counts = self.table.group_by("split").agg(pl.len().alias("patients"), happened.sum().alias("outcomes"))
         rows = sorted(counts.iter_rows(), key=lambda row: (order.get(row[0], 3), row[0]))
         splits, patients, outcomes = zip(*rows, strict=True)
         columns = {"patients": [*patients, sum(patients)], "outcomes": [*outcomes, sum(outcomes)]}
