@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 import xgboost as xgb
 from jaxtyping import Float32, Float64
 
@@ -64,9 +63,10 @@ def fit_boosting(
     """Trees on the training rows; their number is the one with the highest partial likelihood of the tuning rows.
 
     Where the tuning rows have fewer than `MIN_TUNING_EVENTS` events, folds of the training rows choose the number, and
-    a note says so. Uses as many threads as torch does; same rows, seed and threads give the same trees.
+    a note says so. One thread: the thread pools of two libraries spin against each other.
+    Same rows and seed give the same trees.
     """
-    settings = {**SETTINGS, "seed": seed, "nthread": torch.get_num_threads()}
+    settings = {**SETTINGS, "seed": seed, "nthread": 1}
     train = _matrix(x, outcome)
     tuning_events = int(outcome_tune.event.sum())
     if tuning_events >= MIN_TUNING_EVENTS:

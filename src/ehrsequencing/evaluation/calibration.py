@@ -16,7 +16,7 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.compare import LEVEL, resample_counts
 from ehrsequencing.evaluation.metrics import check_survival
 from ehrsequencing.nonparametric import Events, KaplanMeier, check_outcome
-from ehrsequencing.timegrid import TimeGrid, check_horizon, log_softplus, softplus, truncate
+from ehrsequencing.timegrid import TimeGrid, check_horizon, nll_gradient, softplus, truncate
 
 MIN_BIN_EVENTS = 10
 """Bins with fewer tuning events share one recalibration intercept."""
@@ -243,14 +243,10 @@ def _fit_affine(
 ) -> tuple[float, np.ndarray]:
     """Slope and intercepts (one a value of ``shared``) at the least mean negative log likelihood."""
     n, count = bins.size, int(shared.max()) + 1
-    row = np.arange(n)
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         phi = parameters[0] * logits + parameters[1:][shared]  # (n, K)
-        own = phi[row, bins]  # (n,)
-        value = (exposure * softplus(phi)).sum() - event @ log_softplus(own)
-        slope = exposure * expit(phi)  # (n, K) ∂/∂φ; d log sp(φ) = σ(φ) / sp(φ), both tiny together
-        slope[row, bins] -= event * np.exp(-softplus(-own) - log_softplus(own))
+        value, slope = nll_gradient(phi, exposure, bins, event)
         by_bin = slope.sum(axis=0)  # (K,)
         gradient = np.append((slope * logits).sum(), np.bincount(shared, weights=by_bin, minlength=count))
         return value / n, gradient / n

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 from scipy.linalg import eigh
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 
 PENALTIES = tuple(float(p) for p in np.logspace(1, -4, 11))
 """Ridge penalties on a mean negative log likelihood, for standardised columns; strong to weak."""
@@ -91,6 +93,12 @@ class Minimum:
         return self.gradient <= CONVERGED
 
 
+@cache
+def _blas() -> ThreadpoolController:
+    """The optimiser's own steps are tiny: with several BLAS threads they take ten times as long on a busy machine."""
+    return ThreadpoolController()
+
+
 def minimise(
     function: Loss,
     start: Float64[np.ndarray, " d"],
@@ -108,7 +116,8 @@ def minimise(
     if not start.size:
         return Minimum(start, function(start)[0], 0.0)
     options = {"maxiter": MAX_ITERATIONS, "maxcor": 20, "ftol": 0.0, "gtol": TOLERANCE}
-    result = minimize(scaled, np.zeros_like(start), jac=True, method="L-BFGS-B", options=options)
+    with _blas().limit(limits=1, user_api="blas"):
+        result = minimize(scaled, np.zeros_like(start), jac=True, method="L-BFGS-B", options=options)
     gradient = float(np.abs(result.jac).max(initial=0.0))
     return Minimum(start + scale * result.x, float(result.fun), gradient if np.isfinite(gradient) else np.inf)
 

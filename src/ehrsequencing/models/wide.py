@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ehrsequencing.batches import SurvivalData, Targets
 from ehrsequencing.config import MIN_TUNING_EVENTS, TRAIN, TUNING
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.models.losses import survival_nll
+from ehrsequencing.models.losses import exposure, survival_nll
 from ehrsequencing.models.ridge import (
     CONVERGED,
     FOLDS,
@@ -26,6 +26,7 @@ from ehrsequencing.models.ridge import (
     Standardiser,
     best_by_folds,
 )
+from ehrsequencing.timegrid import nll_gradient
 
 SCREENS = (10, 20, 50, 100, 200, 800)
 """How many of the best-scoring columns `fit_wide` tries, beside all of them."""
@@ -137,7 +138,7 @@ class RidgeHazard:
 
 def mean_nll(logits: Float64[np.ndarray, "n k"], targets: Targets) -> float:
     """Mean exact negative log likelihood of hazard logits (`losses.survival_nll`): NumPy in, a number out."""
-    return float(_nll(torch.from_numpy(logits), targets).mean())
+    return float(survival_nll(torch.from_numpy(logits), targets.bin, targets.fraction, targets.event).mean())
 
 
 def fit_ridge_hazard(
@@ -267,7 +268,9 @@ def _path(rows: _Rows, plan: _Plan) -> Iterator[tuple[PathRow, np.ndarray, np.nd
     bias, bias_scale = _marginal(rows.targets, plan.n_bins)
     information = rows.targets.event.double().mean().item()  # of a unit of φ, about, at the marginal hazard
     start = np.concatenate([np.zeros(rank), bias])
-    problem = RidgeProblem(_loss(axes.scores, rows.targets), start, information * axes.variance, bias_scale)
+    problem = RidgeProblem(
+        _loss(axes.scores, rows.targets, plan.n_bins), start, information * axes.variance, bias_scale
+    )
 
     def split(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return axes.rotation @ point[:rank], point[rank:]
@@ -282,15 +285,15 @@ def _path(rows: _Rows, plan: _Plan) -> Iterator[tuple[PathRow, np.ndarray, np.nd
         yield PathRow(rows.x.shape[1], penalty, train, judged, minimum.gradient), weight, bias
 
 
-def _loss(scores: np.ndarray, targets: Targets) -> Loss:
+def _loss(scores: np.ndarray, targets: Targets, n_bins: int) -> Loss:
     """Mean NLL and its gradient at (coefficients on the axes [r], intercepts [K])."""
-    rank = scores.shape[1]
+    n, rank = scores.shape
+    bins, event = targets.bin.numpy(), targets.event.numpy()
+    lived = exposure(targets.bin, targets.fraction, n_bins).numpy()  # [n, K]
 
     def loss(v: np.ndarray) -> tuple[float, np.ndarray]:
-        logits = torch.from_numpy(v[rank:] + (scores @ v[:rank])[:, None]).requires_grad_()  # [n, K]
-        value = _nll(logits, targets).mean()
-        gradient = torch.autograd.grad(value, logits)[0].numpy()  # [n, K]
-        return value.item(), np.concatenate([gradient.sum(axis=1) @ scores, gradient.sum(axis=0)])
+        value, gradient = nll_gradient(v[rank:] + (scores @ v[:rank])[:, None], lived, bins, event)
+        return value / n, np.concatenate([gradient.sum(axis=1) @ scores, gradient.sum(axis=0)]) / n
 
     return loss
 
@@ -305,7 +308,3 @@ def _marginal(targets: Targets, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
     hazard = np.maximum(events, 0.5) / np.where(events > 0, exposure, np.maximum(exposure, 1.0))
     scale = np.divide(1.0, np.sqrt(events / n), out=np.zeros(n_bins), where=events > 0)
     return hazard + np.log(-np.expm1(-hazard)), scale
-
-
-def _nll(logits: Tensor, targets: Targets) -> Tensor:
-    return survival_nll(logits, targets.bin, targets.fraction, targets.event)

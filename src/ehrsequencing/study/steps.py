@@ -47,8 +47,9 @@ Say = Callable[[str], None]
 def write_cohort(meds: Path, task: Path, out: Path, *, split_seed: int = 0) -> Cohort:
     """``ehrseq cohort``: the cohort with the time grid of its training split."""
     cohort = build_cohort(MedsDataset.open(meds), load_task(task), split_seed=split_seed)
+    grid = _grid(cohort)
     cohort.write(out)
-    write_json(Path(out) / "grid.json", _grid(cohort).to_json())
+    write_json(Path(out) / "grid.json", grid.to_json())
     return cohort
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ehrsequencing.models.strategies import FootprintAudit
 NO_DECAY = ("bias", "norm", "embedding")
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What a step minimises and what an epoch is judged by."""
 
