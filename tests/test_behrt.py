@@ -16,6 +16,7 @@ from ehrsequencing.models.attention import Layout, attend
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival, HazardHead, pool
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, mask_tokens
+from ehrsequencing.models.rotary import coordinates, rotate, rotation
 from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.tokens import CLS, MASK, N_SPECIAL
 from tiny_batches import VOCAB, garbage_in_padding, random_batch, rows_of, shake, tiny_config
@@ -122,8 +123,9 @@ def test_what_stands_in_padding_is_never_read(model, batch):
 def test_patients_of_a_batch_do_not_see_each_other(model, batch):
     batch_grad = model.behrt.embeddings(batch).detach().requires_grad_(True)
     x = batch_grad
+    turn = rotation(batch, 8)
     for layer in model.behrt.layers:
-        x = layer(x, Layout.padded(batch.mask))
+        x = layer(x, Layout.padded(batch.mask), turn)
     (gradient,) = torch.autograd.grad(pool(x, batch.mask)[2].sum(), batch_grad)
     assert gradient[2][batch.mask[2]].abs().sum(dim=-1).min() > 0  # every real token of row 2 counts
     assert gradient[2][~batch.mask[2]].abs().sum() == 0
@@ -134,6 +136,44 @@ def test_pooling_is_cls_mean_and_maximum_of_real_tokens():
     hidden = torch.tensor([[[1.0, -5.0], [3.0, -7.0], [100.0, 100.0]]])
     mask = torch.tensor([[True, True, False]])
     assert pool(hidden, mask).tolist() == [[1.0, -5.0, 2.0, -6.0, 3.0, -5.0]]
+
+
+# rotary: attention reads differences of position, visit and time
+
+
+def visits_of(*gaps: float, tokens: int = 2):
+    """[CLS] with the last gap, then ``tokens`` tokens a visit; one row."""
+    *between, last = gaps
+    n = 1 + tokens * len(between)
+    visit = torch.tensor([0] + [v + 1 for v in range(len(between)) for _ in range(tokens)])[None]
+    gap = torch.tensor([last] + [g for g in between for _ in range(tokens)])[None]
+    return replace(
+        rows_of(random_batch(rows=2, length=n), [0]), visit=visit, gap=gap, mask=torch.ones(1, n, dtype=torch.bool)
+    )
+
+
+def test_coordinates_count_tokens_visits_and_days_and_cls_stands_at_prediction_time():
+    found = coordinates(visits_of(0.0, 10.0, 300.0, 45.0))
+    assert found[0].tolist() == [[0, 4, 355], [1, 1, 0], [2, 1, 0], [3, 2, 10], [4, 2, 10], [5, 3, 310], [6, 3, 310]]
+
+
+def test_rotated_products_depend_on_differences_only():
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 2, 7, 16, generator=g)
+    early, late = visits_of(0.0, 10.0, 300.0, 45.0), visits_of(5_000.0, 10.0, 300.0, 45.0)
+    late = replace(late, visit=late.visit + 20)
+    products = [rotate(q, t) @ rotate(k, t).transpose(-1, -2) for t in (rotation(b, 16) for b in (early, late))]
+    torch.testing.assert_close(*products, rtol=0, atol=5e-3)
+    other = rotation(visits_of(0.0, 10.0, 3_000.0, 45.0), 16)
+    assert (rotate(q, other) @ rotate(k, other).transpose(-1, -2) - products[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("width", [2, 4, 8, 32])
+def test_rotation_keeps_lengths_and_fills_every_pair(width):
+    turn = rotation(visits_of(0.0, 10.0, 300.0, 45.0), width)
+    assert turn[0].shape == (1, 1, 7, width // 2)
+    x = torch.randn(1, 3, 7, width, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rotate(x, turn).norm(dim=-1), x.norm(dim=-1))
 
 
 # every input counts
@@ -194,7 +234,9 @@ def test_a_value_enters_times_its_own_codes_vector(model, batch):
 
 def test_visits_beyond_the_maximum_are_clipped(model, batch):
     most = model.config.max_visits
-    torch.testing.assert_close(model(change(batch, "visit", most - 1)), model(change(batch, "visit", most + 500)))
+    embed = model.behrt.embeddings
+    assert torch.equal(embed(change(batch, "visit", most - 1)), embed(change(batch, "visit", most + 500)))
+    assert torch.isfinite(model(change(batch, "visit", most + 500))).all()
 
 
 def test_code_vectors_can_be_given(model):

@@ -20,6 +20,7 @@ from ehrsequencing.batches import Batch
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.attention import Layout, attend
 from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.rotary import Turn, rotate, rotation
 
 Model = TypeVar("Model", bound="BEHRTPreTrainedModel")
 AGE_BIN_YEARS, AGE_BINS = 5, 24
@@ -112,9 +113,11 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(H, H)
         self.out_proj = nn.Linear(H, H)
 
-    def forward(self, x: Float[Tensor, "B L H"], layout: Layout) -> Float[Tensor, "B L H"]:
+    def forward(self, x: Float[Tensor, "B L H"], layout: Layout, turn: Turn) -> Float[Tensor, "B L H"]:
         q, k, v = (self._split(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))  # [B,heads,L,D]
-        mixed = attend(q, k, v, layout, self.dropout if self.training else 0.0)  # [B,heads,L,D]
+        mixed = attend(
+            rotate(q, turn), rotate(k, turn), v, layout, self.dropout if self.training else 0.0
+        )  # [B,heads,L,D]
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # [B,L,H]
 
     def _split(self, x: Float[Tensor, "B L H"]) -> Float[Tensor, "B heads L D"]:
@@ -132,8 +135,8 @@ class Block(nn.Module):
         self.feed_in, self.feed_out = nn.Linear(H, I), nn.Linear(I, H)
         self.activation, self.dropout = nn.GELU(), nn.Dropout(config.dropout)
 
-    def forward(self, x: Float[Tensor, "B L H"], layout: Layout) -> Float[Tensor, "B L H"]:
-        x = x + self.dropout(self.attention(self.attention_norm(x), layout))  # [B,L,H]
+    def forward(self, x: Float[Tensor, "B L H"], layout: Layout, turn: Turn) -> Float[Tensor, "B L H"]:
+        x = x + self.dropout(self.attention(self.attention_norm(x), layout, turn))  # [B,L,H]
         hidden = self.activation(self.feed_in(self.feed_norm(x)))  # [B,L,I]
         return x + self.dropout(self.feed_out(hidden))  # [B,L,H]
 
@@ -234,7 +237,8 @@ class BEHRTModel(BEHRTPreTrainedModel):
     def forward(self, batch: Batch) -> Float[Tensor, "B L H"]:
         """Hidden states; those of a patient do not depend on padding or on who else is in the batch."""
         layout = Layout.padded(batch.mask)
+        turn = rotation(batch, self.config.hidden_size // self.config.num_attention_heads)  # 2 x [B,1,L,D/2]
         x = self.embeddings(batch)  # [B,L,H]
         for layer in self.layers:
-            x = layer(x, layout)  # [B,L,H]
+            x = layer(x, layout, turn)  # [B,L,H]
         return self.norm(x)  # [B,L,H]

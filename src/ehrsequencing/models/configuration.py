@@ -83,9 +83,9 @@ class BEHRTConfig(PretrainedConfig):
             )
         if self.head not in ("mlp", "linear"):
             raise EhrError(f"unknown head '{self.head}'", "BEHRTConfig.head", "choose mlp or linear", code=Exit.CONFIG)
-        if self.hidden_size % self.num_attention_heads:
+        if self.hidden_size % (2 * self.num_attention_heads):
             raise EhrError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}",
+                f"hidden_size {self.hidden_size} is no multiple of 2 x num_attention_heads {self.num_attention_heads}",
                 "BEHRTConfig",
                 "choose sizes that divide",
                 code=Exit.CONFIG,

@@ -1,0 +1,59 @@
+"""Relative position, visit and time inside attention: rotary angles (Su et al. 2021, arXiv:2104.09864)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ehrsequencing.batches import Batch
+
+POSITION_SCALES, VISIT_SCALES, DAY_SCALES = (1.0, 100.0), (1.0, 30.0), (5.0, 3_000.0)
+"""Shortest and longest distance (tokens, visits, days) at which a pair of channels has turned by one radian."""
+
+
+Turn = tuple[Tensor, Tensor]
+"""Cosines and sines of the angles, each [B, 1, L, D/2]."""
+
+
+def coordinates(batch: Batch) -> Float[Tensor, "B L 3"]:
+    """Where each token stands: its position, its visit, and days since the record's first visit.
+
+    ``[CLS]``, first in its row, stands at prediction_time: one visit and its own gap after the last visit, so that its
+    distance to a token is how long ago that token was.
+    """
+    position = (batch.mask.cumsum(dim=1) - 1).clamp_min(0)  # [B,L]
+    visit = batch.visit.masked_fill(~batch.mask, 0)  # [B,L]
+    opens = torch.zeros_like(batch.mask)  # [B,L] the first token of a visit
+    opens[:, 1:] = (visit[:, 1:] != visit[:, :-1]) & batch.mask[:, 1:]
+    days = (batch.gap * opens).cumsum(dim=1)  # [B,L]
+    visit, days = visit.clone(), days.clone()
+    days[:, 0] = days.amax(dim=1) + batch.gap[:, 0]
+    visit[:, 0] = visit.amax(dim=1) + 1
+    return torch.stack([position, visit, days], dim=-1).to(batch.gap.dtype)  # [B,L,3]
+
+
+def rotation(batch: Batch, width: int) -> Turn:
+    """The angles of heads with ``width`` channels: a quarter of the pairs turns with position, a quarter with visit,
+    the rest with time."""
+    pairs = width // 2
+    shares = (pairs // 4, pairs // 4, pairs - 2 * (pairs // 4))
+    where = coordinates(batch)  # [B,L,3]
+    angles = [
+        where[..., axis, None] * _rates(scales, count, where.device)
+        for axis, (scales, count) in enumerate(zip((POSITION_SCALES, VISIT_SCALES, DAY_SCALES), shares, strict=True))
+    ]
+    angle = torch.cat(angles, dim=-1)[:, None]  # [B,1,L,P]
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Float[Tensor, "B heads L D"], turn: Turn) -> Float[Tensor, "B heads L D"]:
+    """Turn each pair of channels, so that products of queries and keys depend on differences of coordinates alone."""
+    cos, sin = turn
+    a, b = x.chunk(2, dim=-1)  # [B,heads,L,P]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)  # [B,heads,L,D]
+
+
+def _rates(scales: tuple[float, float], count: int, device: torch.device) -> Tensor:
+    shortest, longest = scales
+    return 1 / torch.logspace(0, 1, max(count, 1), base=longest / shortest, device=device)[:count] / shortest
