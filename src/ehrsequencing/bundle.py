@@ -179,7 +179,7 @@ class Encoder:
 
 def environment() -> dict[str, str]:
     """Versions that a result depends on."""
-    names = ("ehrsequencing", "torch", "transformers", "peft", "numpy", "polars", "xgboost-cpu", "lifelines")
+    names = ("ehrsequencing", "torch", "transformers", "peft", "numpy", "polars", "xgboost-cpu")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 

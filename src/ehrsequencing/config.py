@@ -171,7 +171,7 @@ class PretrainConfig(Strict):
     """Masked-language-model pretraining."""
 
     epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     mask_fraction: float = Field(default=0.15, gt=0, lt=1)
     cut_fraction: float = Field(default=0.5, ge=0, le=1, description="share of records cut at a random time")
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)

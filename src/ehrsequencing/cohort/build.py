@@ -32,7 +32,7 @@ def build_cohort(dataset: MedsDataset, task: TaskConfig, *, split_seed: int = 0)
         EhrError: (COHORT) a predicate names no code that occurs; nobody is left; no outcome in the training split
             (within ``horizon_days``, where given); a subject twice in the label file.
     """
-    people, attrition = label_subjects(dataset.scan(), task)
+    people, attrition = label_subjects(dataset.scan(), with_labels_beside(dataset, task))
     _refuse_empty(people, task, attrition)
     table = _with_splits(people, dataset, split_seed).select(pl.col(n).cast(t) for n, t in SCHEMA.items())
     _refuse_without_events(table, task)
@@ -64,10 +64,18 @@ def eligible(dataset: MedsDataset, task: TaskConfig, labels: Path | None = None)
     events = dataset.scan()
     predicates = Predicates.compile(task, facts.distinct_codes(events), follow_up=False)
     attrition = Attrition()
-    index = task.index if labels is None else IndexConfig(labels=labels)
+    index = with_labels_beside(dataset, task).index if labels is None else IndexConfig(labels=labels)
     people = _eligible(events, task, index, predicates, attrition, follow_up=False)
     _refuse_empty(people, task, attrition)
     return people.select(ROWS), attrition.table()
+
+
+def with_labels_beside(dataset: MedsDataset, task: TaskConfig) -> TaskConfig:
+    """The task, a relative label file looked for in the dataset's folder first, then where the program runs."""
+    labels = task.index.labels
+    if labels is None or not (dataset.root / labels).exists():
+        return task
+    return task.model_copy(update={"index": task.index.model_copy(update={"labels": dataset.root / labels})})
 
 
 @dataclass(frozen=True)
