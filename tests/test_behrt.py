@@ -123,7 +123,7 @@ def test_what_stands_in_padding_is_never_read(model, batch):
 def test_patients_of_a_batch_do_not_see_each_other(model, batch):
     batch_grad = model.behrt.embeddings(batch).detach().requires_grad_(True)
     x = batch_grad
-    turn = rotation(batch, 8)
+    turn = rotation(batch, 8, Layout.padded(batch.mask))
     for layer in model.behrt.layers:
         x = layer(x, Layout.padded(batch.mask), turn)
     (gradient,) = torch.autograd.grad(pool(x, batch.mask)[2].sum(), batch_grad)
@@ -162,15 +162,15 @@ def test_rotated_products_depend_on_differences_only():
     q, k = torch.randn(2, 1, 2, 7, 16, generator=g)
     early, late = visits_of(0.0, 10.0, 300.0, 45.0), visits_of(5_000.0, 10.0, 300.0, 45.0)
     late = replace(late, visit=late.visit + 20)
-    products = [rotate(q, t) @ rotate(k, t).transpose(-1, -2) for t in (rotation(b, 16) for b in (early, late))]
+    products = [rotate(q, t) @ rotate(k, t).transpose(-1, -2) for t in map(turn_of, (early, late))]
     torch.testing.assert_close(*products, rtol=0, atol=5e-3)
-    other = rotation(visits_of(0.0, 10.0, 3_000.0, 45.0), 16)
+    other = turn_of(visits_of(0.0, 10.0, 3_000.0, 45.0))
     assert (rotate(q, other) @ rotate(k, other).transpose(-1, -2) - products[0]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("width", [2, 4, 8, 32])
 def test_rotation_keeps_lengths_and_fills_every_pair(width):
-    turn = rotation(visits_of(0.0, 10.0, 300.0, 45.0), width)
+    turn = turn_of(visits_of(0.0, 10.0, 300.0, 45.0), width)
     assert turn[0].shape == (1, 1, 7, width // 2)
     x = torch.randn(1, 3, 7, width, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(rotate(x, turn).norm(dim=-1), x.norm(dim=-1))
@@ -500,3 +500,24 @@ def test_pretraining_learns_what_follows_from_the_record():
         hits.append((found.n_correct, found.n_selected))
     correct, selected = (sum(column) for column in zip(*hits[-30:], strict=True))
     assert correct / selected > 0.4  # chance is 1 in 20
+
+
+def turn_of(batch, width=16):
+    return rotation(batch, width, Layout.padded(batch.mask))
+
+
+def test_the_packed_layout_computes_what_the_padded_one_does(monkeypatch, batch):
+    """Outputs and gradients of every weight, on rows of mixed lengths in any order."""
+    torch.manual_seed(0)
+    model = BEHRTModel(tiny_config()).eval()
+    shake(model)
+    results = []
+    for layout in (Layout.packed, Layout.padded):
+        monkeypatch.setattr(Layout, "of", layout)
+        model.zero_grad()
+        hidden = model(batch) * batch.mask[..., None]
+        hidden.square().sum().backward()
+        results.append((hidden.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-5)
+    for packed, padded in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-5 * float(padded.abs().max()))

@@ -67,9 +67,9 @@ def plain_log_hazard(events: list[tuple[dt.datetime | None, str, float | None]],
         days[code].append(ago)
     first = {code: max(found) for code, found in days.items()}
     last = {code: min(found) for code, found in days.items()}
-    eta = -1.10 + 0.30 * (first["MEDS_BIRTH"] / 365.25 - 63) / 10
+    eta = -1.15 + 0.30 * (first["MEDS_BIRTH"] / 365.25 - 63) / 10
     eta += 0.20 * any(code == "SEX//M" for _, code, _ in events)
-    chronic = {"I10": 0.25, "E11.9": 0.45, "I25.10": 0.45, "J44.9": 0.30, "N18.3": 0.20, "I48.91": 0.20}
+    chronic = {"I10": 0.30, "E11.9": 0.50, "I25.10": 0.50, "J44.9": 0.30, "N18.3": 0.20, "I48.91": 0.20}
     eta += sum(effect for code, effect in chronic.items() if f"ICD10CM//{code}" in days)
     for code, decay in (("ICD10CM//I21.9", 365.0), ("ICD10CM//J18.9", 180.0)):
         eta += 1.5 * math.log1p(sum(math.exp(-ago / decay) for ago in days[code]))
@@ -128,7 +128,7 @@ def eta_of(*events: tuple[float, str] | tuple[float, str, float]) -> float:
 
 def test_order_recency_and_trend_move_the_hazard_as_they_should() -> None:
     plain = eta_of()
-    assert plain == pytest.approx(-1.10, abs=1e-6)
+    assert plain == pytest.approx(-1.15, abs=1e-6)
     kidney_first = eta_of((900, v.KIDNEY), (400, v.NSAID))
     nsaid_first = eta_of((400, v.KIDNEY), (900, v.NSAID))
     assert kidney_first - nsaid_first == pytest.approx(2.0)
@@ -250,7 +250,7 @@ def test_the_population_is_as_promised(history: pl.DataFrame, truth: pl.DataFram
 def test_record_length_gives_little_away(folder: Path, history: pl.DataFrame, truth: pl.DataFrame) -> None:
     duration, event = truncated(truth)
     before = history.group_by("subject_id").len().sort("subject_id")["len"].to_numpy().astype(float)
-    assert 0.5 <= harrell_c(duration, event, before) < 0.58
+    assert 0.47 < harrell_c(duration, event, before) < 0.56
     later = MedsDataset.open(folder).scan().join(truth.lazy(), on="subject_id")
     follow_up = later.filter(pl.col("time") > pl.col("prediction_time")).group_by("subject_id")
     last = follow_up.agg(pl.col("time").max()).collect().sort("subject_id")

@@ -190,7 +190,9 @@ def test_large_runs_keep_the_best_calibrated_of_equally_good_epochs():
     noise = np.random.default_rng(0).normal(0, 0.01, 200)
     other = np.random.default_rng(1).normal(0, 0.01, 200)
     scores = [scored(0.700, noise), scored(0.695, other), scored(0.60, noise)]
-    metrics = [{"score": s.figures["harrell_c"][0], "tuning_brier": b} for s, b in zip(scores, (0.2, 0.1, 0.01))]
+    metrics = [
+        {"score": s.figures["harrell_c"][0], "tuning_brier": b} for s, b in zip(scores, (0.2, 0.1, 0.01), strict=True)
+    ]
     assert best_calibrated(scores, metrics) == 1
     metrics[1]["tuning_brier"] = 0.3
     assert best_calibrated(scores, metrics) == 0

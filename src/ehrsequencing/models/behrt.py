@@ -236,9 +236,9 @@ class BEHRTModel(BEHRTPreTrainedModel):
 
     def forward(self, batch: Batch) -> Float[Tensor, "B L H"]:
         """Hidden states; those of a patient do not depend on padding or on who else is in the batch."""
-        layout = Layout.padded(batch.mask)
-        turn = rotation(batch, self.config.hidden_size // self.config.num_attention_heads)  # 2 x [B,1,L,D/2]
-        x = self.embeddings(batch)  # [B,L,H]
+        layout = Layout.of(batch.mask)
+        turn = rotation(batch, self.config.hidden_size // self.config.num_attention_heads, layout)
+        x = layout.pack(self.embeddings(batch))  # [1,T,H] where packed, else [B,L,H]
         for layer in self.layers:
-            x = layer(x, layout, turn)  # [B,L,H]
-        return self.norm(x)  # [B,L,H]
+            x = layer(x, layout, turn)
+        return layout.unpack(self.norm(x))  # [B,L,H]

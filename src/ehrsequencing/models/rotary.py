@@ -7,13 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ehrsequencing.batches import Batch
+from ehrsequencing.models.attention import Layout
 
 POSITION_SCALES, VISIT_SCALES, DAY_SCALES = (1.0, 100.0), (1.0, 30.0), (5.0, 3_000.0)
 """Shortest and longest distance (tokens, visits, days) at which a pair of channels has turned by one radian."""
 
 
 Turn = tuple[Tensor, Tensor]
-"""Cosines and sines of the angles, each [B, 1, L, D/2]."""
+"""Cosines and sines of the angles, each [B, 1, L, D/2]; [1, 1, T, D/2] where packed."""
 
 
 def coordinates(batch: Batch) -> Float[Tensor, "B L 3"]:
@@ -33,12 +34,14 @@ def coordinates(batch: Batch) -> Float[Tensor, "B L 3"]:
     return torch.stack([position, visit, days], dim=-1).to(batch.gap.dtype)  # [B,L,3]
 
 
-def rotation(batch: Batch, width: int) -> Turn:
-    """The angles of heads with ``width`` channels: a quarter of the pairs turns with position, a quarter with visit,
-    the rest with time."""
+def rotation(batch: Batch, width: int, layout: Layout) -> Turn:
+    """The angles of heads with ``width`` channels, in ``layout``.
+
+    A quarter of the pairs of channels turns with position, a quarter with visit, the rest with time.
+    """
     pairs = width // 2
     shares = (pairs // 4, pairs // 4, pairs - 2 * (pairs // 4))
-    where = coordinates(batch)  # [B,L,3]
+    where = layout.pack(coordinates(batch))  # [B,L,3], [1,T,3] where packed
     angles = [
         where[..., axis, None] * _rates(scales, count, where.device)
         for axis, (scales, count) in enumerate(zip((POSITION_SCALES, VISIT_SCALES, DAY_SCALES), shares, strict=True))

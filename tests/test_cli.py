@@ -1,0 +1,208 @@
+"""The command line as a person meets it: help with examples, exit codes, one clear message, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from ehrsequencing.cli import main
+
+VERBS = ["simulate", "check", "cohort", "advise", "pretrain", "finetune", "predict", "evaluate", "run"]
+TASK = "name: t\nindex: {labels: labels/prediction_times.parquet}\noutcome: ICD10CM//I50.9\nhorizon_days: 1826\n"
+
+
+@pytest.fixture
+def ehrseq(monkeypatch, capfd):
+    """Runs a command; gives exit code, standard output, standard error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ehrseq", *map(str, words)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+def assert_clear(result, code: int, *words: str) -> None:
+    found, _, err = result
+    assert found == code, err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "convert synthea"])
+def test_every_verb_has_help_with_an_example(ehrseq, verb):
+    code, out, _ = ehrseq(*verb.split(), "--help")
+    assert code == 0
+    assert f"Example: ehrseq {verb}" in " ".join(out.split())
+
+
+def test_help_loads_nothing_heavy():
+    program = (
+        "import sys; sys.argv = ['ehrseq', '--help']\n"
+        "from ehrsequencing.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "import ehrsequencing as ehr; dir(ehr)\n"
+        "print(sorted({'torch', 'polars', 'numpy', 'transformers', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_package_gives_its_names_lazily():
+    import ehrsequencing as ehr
+
+    assert 20 <= len(ehr.__all__) <= 30
+    for name in ehr.__all__:
+        assert getattr(ehr, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ehr.nothing
+
+
+def test_advise_says_the_recipe_and_why(ehrseq):
+    code, out, _ = ehrseq("advise", "--patients", 4000, "--events", 600)
+    assert code == 0
+    assert "lora" in out
+    assert "because" in out
+    assert_clear(ehrseq("advise", "--patients", 10, "--events", 60), 2, "60 events among 10 patients")
+
+
+def test_one_step_at_a_time_from_records_to_figures(ehrseq, dataset, tmp_path):
+    task = dataset.root / "task.yaml"
+    assert ehrseq("check", dataset.root)[0] == 0
+    code, out, _ = ehrseq("cohort", dataset.root, task, tmp_path / "cohort")
+    assert code == 0
+    assert "removed" in out
+    assert ehrseq("pretrain", dataset.root, tmp_path / "encoder", "--epochs", 1, "--quiet")[0] == 0
+    code, out, _ = ehrseq(
+        *("finetune", dataset.root, task, tmp_path / "bundle", "--encoder", tmp_path / "encoder"),
+        *("--strategy", "auto", "--max-epochs", 1, "--quiet"),
+    )
+    assert code == 0
+    assert "is kept" in out
+    code, out, _ = ehrseq("predict", tmp_path / "bundle", dataset.root, tmp_path / "p.parquet")
+    assert code == 0
+    assert "240 predictions" in out
+    code, out, _ = ehrseq("evaluate", tmp_path / "p.parquet", tmp_path / "cohort", "--bootstrap", 50)
+    assert code == 0
+    for figure in ("harrell_c", "uno_c", "ibs", "brier@1826"):
+        assert figure in out
+
+
+def test_an_encoder_of_other_splits_is_refused(ehrseq, dataset, encoder, tmp_path):
+    encoder.save(tmp_path / "encoder")
+    task = dataset.root / "task.yaml"
+    result = ehrseq(
+        *("finetune", dataset.root, task, tmp_path / "bundle", "--encoder", tmp_path / "encoder", "--split-seed", 5)
+    )
+    assert_clear(result, 15, "split seed 0")
+
+
+def test_a_missing_file(ehrseq, dataset, tmp_path):
+    assert_clear(ehrseq("cohort", dataset.root, tmp_path / "none.yaml", tmp_path / "c"), 10, "none.yaml")
+    assert_clear(ehrseq("check", tmp_path / "nothing"), 11, "nothing")
+    assert_clear(ehrseq("predict", tmp_path / "nothing", dataset.root, tmp_path / "p.parquet"), 13, "bundle.json")
+    assert_clear(ehrseq("run", tmp_path / "none.yaml", tmp_path / "out"), 10, "none.yaml")
+    assert_clear(ehrseq("convert", "synthea", tmp_path / "nothing", tmp_path / "out"), 11, "nothing")
+
+
+def synthea(folder: Path, patients: str, conditions: str | None = None) -> Path:
+    folder.mkdir()
+    (folder / "patients.csv").write_text(patients)
+    if conditions is not None:
+        (folder / "conditions.csv").write_text(conditions)
+    return folder
+
+
+PATIENTS = "Id,BIRTHDATE,DEATHDATE,GENDER,RACE,ETHNICITY\np1,1950-01-02,,F,white,nonhispanic\n"
+
+
+def test_a_missing_column_is_named(ehrseq, tmp_path):
+    source = synthea(tmp_path / "src", PATIENTS.replace("BIRTHDATE", "BIRTH"))
+    assert_clear(ehrseq("convert", "synthea", source, tmp_path / "out"), 11, "BIRTHDATE", "patients.csv")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unparsable_date_is_set_aside_and_counted(ehrseq, tmp_path):
+    rows = "START,STOP,PATIENT,ENCOUNTER,CODE,DESCRIPTION\n2001-02-03,,p1,e1,1,one\nyesterday,,p1,e1,2,two\n"
+    source = synthea(tmp_path / "src", PATIENTS, rows)
+    code, out, _ = ehrseq("convert", "synthea", source, tmp_path / "out")
+    assert code == 0
+    assert "conditions" in out
+    rejects = pl.concat([pl.read_parquet(file) for file in (tmp_path / "out" / "rejects").glob("*.parquet")])
+    assert rejects.height == 1
+
+
+def test_an_unknown_key_names_the_nearest(ehrseq, dataset, tmp_path):
+    (tmp_path / "task.yaml").write_text(TASK.replace("horizon_days", "horizon_day"))
+    assert_clear(ehrseq("cohort", dataset.root, tmp_path / "task.yaml", tmp_path / "c"), 10, "horizon_days")
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_empty_cohort_shows_where_everybody_went(ehrseq, dataset, tmp_path):
+    (tmp_path / "task.yaml").write_text(TASK + "require: {age_min: 140}\n")
+    assert_clear(ehrseq("cohort", dataset.root, tmp_path / "task.yaml", tmp_path / "c"), 12, "age_min")
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_outcome_that_occurs_nowhere_suggests_near_codes(ehrseq, dataset, tmp_path):
+    (tmp_path / "task.yaml").write_text(TASK.replace("I50.9", "I50.8"))
+    assert_clear(ehrseq("cohort", dataset.root, tmp_path / "task.yaml", tmp_path / "c"), 12, "ICD10CM//I50.9")
+
+
+def test_no_events_in_the_training_split(ehrseq, dataset, tmp_path):
+    (tmp_path / "task.yaml").write_text(TASK.replace("1826", "0.001"))
+    assert_clear(ehrseq("cohort", dataset.root, tmp_path / "task.yaml", tmp_path / "c"), 12, "training")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_horizon_past_the_data_is_refused_and_leaves_no_cohort(ehrseq, dataset, tmp_path):
+    (tmp_path / "task.yaml").write_text(TASK.replace("1826", "100000"))
+    assert_clear(ehrseq("cohort", dataset.root, tmp_path / "task.yaml", tmp_path / "c"), 12, "horizon")
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_output_folder_that_holds_something_else_is_left_alone(ehrseq, dataset, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    task, place = dataset.root / "task.yaml", tmp_path / "mine"
+    for words in (("cohort", dataset.root, task, place), ("simulate", place), ("pretrain", dataset.root, place)):
+        assert_clear(ehrseq(*words), 14, "mine")
+    assert (place / "thesis.txt").read_text() == "years of work"
+    assert len(list(place.iterdir())) == 1
+
+
+def test_an_output_below_a_file_cannot_be_written(ehrseq, dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "out"
+    for words in (("simulate", place, "--patients", 20), ("cohort", dataset.root, dataset.root / "task.yaml", place)):
+        assert_clear(ehrseq(*words), 14)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_place_cannot_be_written(ehrseq, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert_clear(ehrseq("simulate", tmp_path / "locked" / "out", "--patients", 20), 14)
+
+
+def test_predictions_that_are_no_predictions(ehrseq, dataset, tmp_path):
+    ehrseq("cohort", dataset.root, dataset.root / "task.yaml", tmp_path / "cohort")
+    pl.DataFrame({"subject_id": [1]}).write_parquet(tmp_path / "p.parquet")
+    assert_clear(ehrseq("evaluate", tmp_path / "p.parquet", tmp_path / "cohort"), 13, "prediction_time")
+
+
+def test_a_wrong_option_is_a_usage_error(ehrseq):
+    assert ehrseq("run", "--nonsense")[0] == 2
+    assert ehrseq("no-such-verb")[0] == 2
