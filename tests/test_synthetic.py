@@ -88,7 +88,7 @@ def plain_log_hazard(events: list[tuple[dt.datetime | None, str, float | None]],
     if pressures:
         eta += 0.30 * (min(pressures)[1] - 135) / 18
     rates = [(-ago / 365.25, value) for ago, code, value in dated if code == "LOINC//33914-3"]
-    if len(rates) >= 3:
+    if len(rates) >= 3 and first["LOINC//33914-3"] - last["LOINC//33914-3"] >= 90:
         years, values = np.array(rates).T
         slope = np.polyfit(years, values, 1)[0]
         eta -= 0.30 * min(max((slope + 1) / 3, -2), 2)

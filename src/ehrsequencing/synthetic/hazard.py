@@ -37,13 +37,13 @@ class Weibull:
 class Effects:
     """Every coefficient of the log hazard (docs/explanation/simulator.md gives the formula)."""
 
-    intercept: float = -1.10
+    intercept: float = -1.15
     age_decade: float = 0.30
     male: float = 0.20
     chronic: tuple[tuple[str, float], ...] = (
-        (v.HYPERTENSION, 0.25),
-        (v.DIABETES, 0.45),
-        (v.CORONARY, 0.45),
+        (v.HYPERTENSION, 0.30),
+        (v.DIABETES, 0.50),
+        (v.CORONARY, 0.50),
         (v.COPD, 0.30),
         (v.KIDNEY, 0.20),
         (v.FIBRILLATION, 0.20),
@@ -67,7 +67,7 @@ BASELINE = Weibull(shape=1.2, scale_days=3_200.0)
 DEATH_BASELINE = Weibull(shape=1.3, scale_days=9_000.0)
 REFERENCE_AGE = 63.0
 PRESSURE_CENTRE, PRESSURE_UNIT = 135.0, 18.0
-SLOPE_CENTRE, SLOPE_UNIT, SLOPE_CLIP = -1.0, 3.0, 2.0
+SLOPE_CENTRE, SLOPE_UNIT, SLOPE_CLIP, SLOPE_SPAN_DAYS = -1.0, 3.0, 2.0, 90.0
 
 
 @dataclass(frozen=True)
@@ -145,14 +145,14 @@ def latest_value(events: Recorded, code: str, centre: float, unit: float) -> Flo
 
 
 def trend(events: Recorded, code: str) -> Float64[np.ndarray, " n"]:
-    """Standardised, clipped least-squares slope per year of the values of ``code``; 0 under 3 values."""
+    """Standardised, clipped least-squares slope a year of the values of ``code``; 0 under 3 or within 90 days."""
     rows = events.having(code) & np.isfinite(events.value)
     patient, x, y = events.patient[rows], -events.days_ago[rows] / DAYS_PER_YEAR, events.value[rows]
     count = events.count(rows)
     x = x - (events.total(rows, x) / np.maximum(count, 1))[patient]
     y = y - (events.total(rows, y) / np.maximum(count, 1))[patient]
     spread = events.total(rows, x * x)
-    usable = (count >= 3) & (spread > 0.01)
+    usable = (count >= 3) & (events.first(code) - events.last(code) >= SLOPE_SPAN_DAYS)
     slope = events.total(rows, x * y) / np.where(usable, spread, 1.0)
     standard = np.clip((slope - SLOPE_CENTRE) / SLOPE_UNIT, -SLOPE_CLIP, SLOPE_CLIP)
     return np.where(usable, standard, 0.0)

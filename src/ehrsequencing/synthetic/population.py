@@ -17,12 +17,18 @@ from ehrsequencing.synthetic import vocabulary as v
 from ehrsequencing.synthetic.vocabulary import Vocabulary
 
 DAY = 86_400
+AGE_MEAN, AGE_SPREAD = 63.0, 9.0
 FIRST_PREDICTION, LAST_PREDICTION = dt.date(2008, 1, 1), dt.date(2014, 12, 31)
 HISTORY_YEARS = (4.0, 10.0)
 FOLLOW_UP_YEARS = (1.0, 8.0)
-VISITS_MEDIAN, VISITS_SPREAD, VISITS_RANGE = 7.5, 0.85, (2, 120)
+VISITS_MEDIAN, VISITS_SPREAD, VISITS_RANGE = 8.0, 0.85, (2, 120)
+FEWER_VISITS = 0.20
+"""The old and frail come to the clinic less: otherwise the mere length of a record would tell who is ill."""
 FOLLOW_UP_VISITS_PER_YEAR = 0.4
-NOISE_PER_VISIT, PANEL_SHARE, RECODED_SHARE = 1.0, 0.5, 0.10
+NOISE_PER_VISIT, PANEL_SHARE, RECODED_SHARE = 0.8, 0.4, 0.10
+USUAL_CODES, USUAL_SHARE, PREFERENCE = 2, 0.7, 0.05
+REPORTED_LATER = 0.35
+"""Share of dispensings and admissions that are still recorded after prediction_time."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def draw_people(rng: np.random.Generator, n: int) -> People:
     """Demographics, the length of the record, and independent uniform censoring."""
     first, last = FIRST_PREDICTION.toordinal(), LAST_PREDICTION.toordinal()
     prediction_day = rng.integers(first, last, n, endpoint=True) - dt.date(1970, 1, 1).toordinal()
-    age = np.clip(rng.normal(63.0, 9.0, n), 40.0, 88.0)
+    age = np.clip(rng.normal(AGE_MEAN, AGE_SPREAD, n), 40.0, 88.0)
     history, follow_up = rng.uniform(*HISTORY_YEARS, n), rng.uniform(*FOLLOW_UP_YEARS, n)
     return People(
         prediction_day=prediction_day,
@@ -117,7 +123,9 @@ def draw_visits(
     rng: np.random.Generator, people: People
 ) -> tuple[Int64[np.ndarray, " visits"], Int64[np.ndarray, " visits"]]:
     """Patient and second of every outpatient visit in order; the last one is at the end of follow-up."""
-    count = np.round(np.exp(rng.normal(np.log(VISITS_MEDIAN), VISITS_SPREAD, people.n))).astype(np.int64)
+    burden = people.frailty + (people.age_days / DAYS_PER_YEAR - AGE_MEAN) / AGE_SPREAD
+    usual = np.log(VISITS_MEDIAN) - FEWER_VISITS * burden
+    count = np.round(np.exp(rng.normal(usual, VISITS_SPREAD))).astype(np.int64)
     before = np.repeat(np.arange(people.n), np.clip(count, *VISITS_RANGE))
     day_before = -1 - np.floor(rng.random(len(before)) * -people.start_day[before]).astype(np.int64)
     years = people.end / (DAY * DAYS_PER_YEAR)
@@ -188,7 +196,7 @@ def draw_refills(
         late = rng.random(len(patient)) * 0.5 * drug.refill_days
         day = np.floor(start[patient] + number * drug.refill_days + np.where(number > 0, late, 0.0))
         second = opening_hours(rng, day.astype(np.int64))
-        inside = second < people.end[patient]
+        inside = _reported(rng, second, people.end[patient])
         draws.append(without_value(patient[inside], second[inside], ids[drug.code]))
     return draws
 
@@ -203,7 +211,7 @@ def draw_admissions(rng: np.random.Generator, people: People, ids: dict[str, int
         span = (end_day - people.start_day)[patient]
         day = np.floor(people.start_day[patient] + rng.random(len(patient)) * span).astype(np.int64)
         second = day * DAY + 60 * rng.integers(0, 24 * 60, len(day))
-        inside = second < people.end[patient]
+        inside = _reported(rng, second, people.end[patient])
         draws += [without_value(patient[inside], second[inside], ids[name]) for name in (code, v.EMERGENCY)]
     return draws
 
@@ -231,21 +239,36 @@ def draw_noise(
     visits: tuple[Int64[np.ndarray, " visits"], Int64[np.ndarray, " visits"]],
     vocabulary: Vocabulary,
 ) -> list[Draw]:
-    """Each visit's specialty (patients have preferences) and codes of that specialty, few common and many rare."""
+    """Each visit's clinic (most patients keep to one) and codes of that clinic: few common and many rare ones.
+
+    Most are the patient's usual codes there, so that a record resembles itself.
+    """
     patient, second = visits
-    groups = len(v.SPECIALTIES)
-    preference = np.cumsum(rng.dirichlet(np.full(groups, 0.4), people.n), axis=1)  # [n, groups]
+    groups = len(v.CLINICS)
+    preference = np.cumsum(rng.dirichlet(np.full(groups, PREFERENCE), people.n), axis=1)  # [n, groups]
     chosen = np.minimum((rng.random(len(patient))[:, None] > preference[patient]).sum(axis=1), groups - 1)
-    specialty = np.array([vocabulary.ids[f"VISIT//{name}"] for name in v.SPECIALTIES])
-    draws = [Draw(patient, second, specialty[chosen], np.full(len(patient), np.nan))]
+    clinic = np.array([vocabulary.ids[f"VISIT//{name}"] for name in v.CLINICS])
+    draws = [Draw(patient, second, clinic[chosen], np.full(len(patient), np.nan))]
     per_group = len(vocabulary.noise) // groups
     if per_group == 0:
         return draws
     visit = np.repeat(np.arange(len(patient)), rng.poisson(NOISE_PER_VISIT, len(patient)))
-    share = np.cumsum(1.0 / np.arange(1, per_group + 1))
-    rank = np.searchsorted(share / share[-1], rng.random(len(visit)))
-    code = vocabulary.noise[np.minimum(rank, per_group - 1) * groups + chosen[visit]]
+    usual = _ranks(rng, per_group, people.n * groups * USUAL_CODES).reshape(people.n, groups, USUAL_CODES)
+    own = usual[patient[visit], chosen[visit], rng.integers(0, USUAL_CODES, len(visit))]
+    rank = np.where(rng.random(len(visit)) < USUAL_SHARE, own, _ranks(rng, per_group, len(visit)))
+    code = vocabulary.noise[rank * groups + chosen[visit]]
     return [*draws, Draw(patient[visit], second[visit], code.astype(np.int64), np.full(len(visit), np.nan))]
+
+
+def _ranks(rng: np.random.Generator, n: int, size: int) -> Int64[np.ndarray, " size"]:
+    """Ranks 0 … n − 1, each with a probability as 1/(rank + 1)."""
+    share = np.cumsum(1.0 / np.arange(1, n + 1))
+    return np.minimum(np.searchsorted(share / share[-1], rng.random(size)), n - 1)
+
+
+def _reported(rng: np.random.Generator, second: Int64[np.ndarray, " m"], end: Int64[np.ndarray, " m"]) -> np.ndarray:
+    """Which events are recorded: all up to prediction_time, some until the end of follow-up, none after."""
+    return (second <= 0) | ((second < end) & (rng.random(len(second)) < REPORTED_LATER))
 
 
 def without_value(patient: Int64[np.ndarray, " m"], second: Int64[np.ndarray, " m"], code: int) -> Draw:

@@ -19,7 +19,7 @@ INFARCTION, PNEUMONIA = "ICD10CM//I21.9", "ICD10CM//J18.9"
 ACE_INHIBITOR, STATIN, NSAID, ASPIRIN = "ATC//C09AA05", "ATC//C10AA05", "ATC//M01AE01", "ATC//B01AC06"
 PRESSURE, FILTRATION = "LOINC//8480-6", "LOINC//33914-3"
 EMERGENCY = "VISIT//EMERGENCY"
-SPECIALTIES = ("GENERAL", "CARDIOLOGY", "SURGERY", "ORTHOPAEDICS", "EYE", "SKIN")
+CLINICS = ("NORTH", "SOUTH", "EAST", "WEST", "HARBOUR", "STATION", "PARK", "HILL", "BRIDGE", "MARKET")
 
 DESCRIPTIONS = {
     BIRTH: "Birth",
@@ -42,7 +42,7 @@ DESCRIPTIONS = {
     PRESSURE: "Systolic blood pressure, mmHg",
     FILTRATION: "Estimated glomerular filtration rate, mL/min/1.73 m2",
     EMERGENCY: "Emergency admission",
-    **{f"VISIT//{name}": f"Outpatient visit, {name.lower()}" for name in SPECIALTIES},
+    **{f"VISIT//{name}": f"Outpatient visit, {name.title()} clinic" for name in CLINICS},
 }
 _KINDS = (("DX", "diagnosis"), ("PROC", "procedure"), ("RX", "prescription"))
 
