@@ -7,6 +7,7 @@ PIP := $(BIN)/pip install -q -c constraints.txt $(if $(strip $(PIP_INDEX)),--ind
 OUT ?= out
 EHR_DATA ?= ../shared/data
 export EHR_DATA
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test check fast clean
 
@@ -20,7 +21,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
+
+fast: $(VENV)/.dev
+	$(BIN)/pytest -n 2 -m "not slow"
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

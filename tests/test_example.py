@@ -11,6 +11,7 @@ import pytest
 EXAMPLE = Path(__file__).parent.parent / "examples" / "survival_analysis" / "train_behrt_survival.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["frozen", "lora", "full"])
 def test_it_runs(strategy, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--strategy", strategy, "--patients", "200", "--epochs", "1"])

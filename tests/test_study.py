@@ -1,4 +1,4 @@
-"""A whole study on a small simulation: what it leaves on disk, that it repeats, that its bundles predict it again."""
+"""A whole study on a small simulation: what it leaves on disk, that it repeats, that bundles predict it again."""
 
 from __future__ import annotations
 
