@@ -30,7 +30,7 @@ def encoder(dataset: MedsDataset) -> Encoder:
 
 @pytest.fixture(scope="session")
 def prepared(dataset: MedsDataset, encoder: Encoder) -> Prepared:
-    return prepare(dataset, build_cohort(dataset, load_task(dataset.root / "task.yaml")), encoder.tokenizer)
+    return prepare(dataset, build_cohort(dataset, load_task(dataset.root / "task.yaml")), encoder)
 
 
 @pytest.fixture(scope="session")

@@ -71,14 +71,17 @@ def plain_log_hazard(events: list[tuple[dt.datetime | None, str, float | None]],
     eta += 0.20 * any(code == "SEX//M" for _, code, _ in events)
     chronic = {"I10": 0.30, "E11.9": 0.50, "I25.10": 0.50, "J44.9": 0.30, "N18.3": 0.20, "I48.91": 0.20}
     eta += sum(effect for code, effect in chronic.items() if f"ICD10CM//{code}" in days)
-    for code, decay in (("ICD10CM//I21.9", 365.0), ("ICD10CM//J18.9", 180.0)):
-        eta += 1.5 * math.log1p(sum(math.exp(-ago / decay) for ago in days[code]))
+    care = {(ago, code) for ago, code, _ in dated if code.startswith("ADMISSION//")}
+    acute = (("ICD10CM//I21.9", "ADMISSION//WARD", 365.0), ("ICD10CM//J18.9", "ADMISSION//INTENSIVE_CARE", 240.0))
+    for code, harmful, decay in acute:
+        load = sum((1 if (ago, harmful) in care else 0.15) * math.exp(-ago / decay) for ago in days[code])
+        eta += 2.2 * math.log1p(load)
     for condition, drug in (("ICD10CM//I10", "ATC//C09AA05"), ("ICD10CM//I25.10", "ATC//C10AA05")):
         if condition in first and drug in first and first[condition] > first[drug]:
             eta -= 0.9 * math.exp(-last[drug] / 365)
     pairs = (
-        ("ICD10CM//N18.3", "ATC//M01AE01", 1.0, math.inf),
-        ("ICD10CM//I48.91", "ATC//B01AC06", -1.1, 5 * 365.25),
+        ("ICD10CM//N18.3", "ATC//M01AE01", 0.8, math.inf),
+        ("ICD10CM//I48.91", "ATC//B01AC06", -0.9, 5 * 365.25),
     )
     for a, b, effect, decay in pairs:
         if a in first and b in first and first[a] != first[b]:
@@ -131,7 +134,7 @@ def test_order_recency_and_trend_move_the_hazard_as_they_should() -> None:
     assert plain == pytest.approx(-1.15, abs=1e-6)
     kidney_first = eta_of((900, v.KIDNEY), (400, v.NSAID))
     nsaid_first = eta_of((400, v.KIDNEY), (900, v.NSAID))
-    assert kidney_first - nsaid_first == pytest.approx(2.0)
+    assert kidney_first - nsaid_first == pytest.approx(1.6)
     assert eta_of((900, v.KIDNEY), (900, v.NSAID)) == pytest.approx((kidney_first + nsaid_first) / 2)
     recent = eta_of((900, v.FIBRILLATION), (30, v.ASPIRIN))
     long_ago = eta_of((3_000, v.FIBRILLATION), (2_500, v.ASPIRIN))
@@ -141,8 +144,11 @@ def test_order_recency_and_trend_move_the_hazard_as_they_should() -> None:
     started_before = eta_of((900, v.HYPERTENSION), (1_300, v.ACE_INHIBITOR), (20, v.ACE_INHIBITOR))
     assert treated < stopped - 0.8
     assert stopped < started_before == pytest.approx(eta_of((900, v.HYPERTENSION)))
-    assert plain + 1.0 < eta_of((5, v.INFARCTION))
-    assert eta_of((3_000, v.INFARCTION)) < plain + 0.001
+    on_ward, intensive = eta_of((5, v.INFARCTION), (5, v.WARD)), eta_of((5, v.INFARCTION), (5, v.INTENSIVE))
+    assert plain + 0.2 < intensive < on_ward - 1.0
+    assert eta_of((5, v.PNEUMONIA), (5, v.WARD)) < eta_of((5, v.PNEUMONIA), (5, v.INTENSIVE)) - 1.0
+    assert eta_of((5, v.INFARCTION), (6, v.WARD)) == pytest.approx(intensive)
+    assert eta_of((3_000, v.INFARCTION), (3_000, v.WARD)) < plain + 0.001
     falling = eta_of(*((day, v.FILTRATION, 40 + day / 100) for day in (10, 400, 900)))
     rising = eta_of(*((day, v.FILTRATION, 60 - day / 100) for day in (10, 400, 900)))
     assert falling > plain > rising
@@ -188,7 +194,7 @@ def test_the_dataset_is_clean_meds_with_a_strict_label_file(folder: Path, truth:
 
 def test_the_task_is_ready_and_gives_exactly_the_durations_and_events_drawn(folder: Path, truth: pl.DataFrame) -> None:
     task = load_yaml(TaskConfig, folder / "task.yaml")
-    assert task == simulated_task(folder)
+    assert task == simulated_task()
     table = build_cohort(MedsDataset.open(folder), task).table
     assert table["subject_id"].equals(truth["subject_id"])
     assert microseconds(table).tolist() == microseconds(truth).tolist()
@@ -218,7 +224,7 @@ def test_competing_death_ends_records_and_leaves_histories_alone(tmp_path: Path)
     last = deadly.scan().sort("subject_id", "time", nulls_last=False).group_by("subject_id").last().collect()
     died = set(last.filter(pl.col("code") == "MEDS_DEATH")["subject_id"])
     assert set(b.filter(dead)["subject_id"]) <= died
-    cohort = build_cohort(deadly, simulated_task(deadly.root)).table
+    cohort = build_cohort(deadly, simulated_task()).table
     assert microseconds(cohort).tolist() == microseconds(b).tolist()
     assert (cohort["event"].to_numpy() == (b["event"].to_numpy() == 1)).all()
 

@@ -24,7 +24,7 @@ def main() -> None:
         print(cohort.describe())
 
         encoder = ehr.pretrain(dataset, ehr.PretrainConfig(epochs=2), progress=progress)
-        prepared = ehr.prepare(dataset, cohort, encoder.tokenizer)
+        prepared = ehr.prepare(dataset, cohort, encoder)
         choice = ehr.choose_recipe(prepared.n_labelled, prepared.n_labelled_events)
         recipe, departures = choice.recipe.within(ehr.BudgetConfig(max_epochs=options.epochs))
         print(choice.text(), *departures, sep="\n")

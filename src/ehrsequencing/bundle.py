@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from safetensors.numpy import load_file, save_file
 
 from ehrsequencing.config import TaskConfig, parse
 from ehrsequencing.errors import EhrError, Exit, nearest
 from ehrsequencing.evaluation.calibration import Recalibration
+from ehrsequencing.events import rank_hash
 from ehrsequencing.features import FeatureSpec
 from ehrsequencing.files import staged, write_json
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
@@ -32,6 +33,7 @@ from ehrsequencing.tokens import Tokenizer
 FORMAT = 1
 MARKER = "bundle.json"
 ENCODER_MARKER = "pretraining.json"
+SEEN = "seen.safetensors"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,19 @@ class Row:
         else:
             mixed = blend(deep, wide, self.alpha)
         return mixed if self.recalibration is None else self.recalibration.apply(mixed)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the recalibration leaves logits as they are (too few tuning events)."""
+        fitted = self.recalibration
+        return fitted is None or (fitted.slope == 1 and not fitted.intercepts.any())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the logits, for people."""
+        if self.recalibration is None or self.unchanged:
+            return ()
+        return (f"recalibrated on tuning: {self.recalibration.note}",)
 
     def to_json(self) -> dict[str, Any]:
         recalibration = None if self.recalibration is None else self.recalibration.to_json()
@@ -150,6 +165,24 @@ class Encoder:
     masked_lm: BEHRTForMaskedLM
     tokenizer: Tokenizer
     record: dict[str, Any]
+    seen: Float64[np.ndarray, " n"]
+    """Hashes of the subjects it was pretrained on, sorted."""
+
+    @staticmethod
+    def hashes(subject_ids: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+        """What is kept of subjects' ids: enough to recognise them, not to read them."""
+        return rank_hash(subject_ids, 0, "pretraining")
+
+    def refuse_seen(self, subject_ids: Int64[np.ndarray, " n"]) -> None:
+        """EhrError (exit 15) where any of these subjects (tuning, held out) was pretrained on."""
+        known = int(np.isin(self.hashes(subject_ids), self.seen).sum())
+        if known:
+            raise EhrError(
+                f"the encoder was pretrained on {known:,} of {len(subject_ids):,} tuning and held-out subjects",
+                "encoder",
+                "use the splits it was pretrained with (--split-seed), or pretrain again",
+                code=Exit.LEAKAGE,
+            )
 
     @property
     def model(self) -> BEHRTModel:
@@ -161,20 +194,21 @@ class Encoder:
         with staged(folder, ENCODER_MARKER) as draft:
             self.masked_lm.save_pretrained(draft)
             self.tokenizer.save(draft / "tokenizer.json")
+            save_file({"seen": self.seen}, draft / SEEN)
             write_json(draft / ENCODER_MARKER, self.record)
 
     @classmethod
     def load(cls, folder: Path | str) -> Encoder:
         """Read what ``save`` wrote; EhrError (exit 13) where it is not whole."""
         folder = Path(folder)
-        for name in ("model.safetensors", "config.json", "tokenizer.json", ENCODER_MARKER):
+        for name in ("model.safetensors", "config.json", "tokenizer.json", SEEN, ENCODER_MARKER):
             if not (folder / name).is_file():
                 fix = "give the folder that 'ehrseq pretrain' wrote"
                 raise EhrError(f"no encoder here: {name} is missing", str(folder), fix, code=Exit.BUNDLE)
         record = json.loads((folder / ENCODER_MARKER).read_text(encoding="utf-8"))
         model = BEHRTForMaskedLM.from_pretrained(folder)
         model.eval()
-        return cls(model, Tokenizer.load(folder / "tokenizer.json"), record)
+        return cls(model, Tokenizer.load(folder / "tokenizer.json"), record, load_file(folder / SEEN)["seen"])
 
 
 def environment() -> dict[str, str]:

@@ -239,6 +239,12 @@ class StudyConfig(Strict):
     budget: BudgetConfig = BudgetConfig()
     bootstrap: int = Field(default=1_000, ge=0, description="resamples for the intervals")
 
+    @model_validator(mode="after")
+    def _no_labelled_folds(self) -> StudyConfig:
+        if self.folds is not None and self.labelled is not None:
+            raise ValueError("labelled limits train + tuning of one split: it does not go with folds")
+        return self
+
 
 Config = TypeVar("Config", bound=Strict)
 

@@ -38,8 +38,7 @@ def predict_rows(bundle: Bundle, dataset: MedsDataset, rows: pl.DataFrame, row: 
         deep = hazard_logits(bundle.model, tokens, np.arange(len(tokens)))  # [n, K]
     if chosen.alpha < 1:
         wide = bundle.wide.logits(build_features(history, rows, bundle.features).values)  # [n, K]
-    fingerprint = str(bundle.facts.get("cohort_fingerprint", ""))
-    return to_predictions(chosen.logits(deep, wide), rows, bundle.grid, name, fingerprint)
+    return to_predictions(chosen.logits(deep, wide), rows, bundle.grid, name, cohort_fingerprint="")
 
 
 def to_predictions(

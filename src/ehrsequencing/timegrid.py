@@ -155,6 +155,20 @@ class TimeGrid:
         """S(t) = exp(−Λ(t)) at each of ``times``, days in [0, τ]."""
         return np.exp(-self.cumulative_hazard(logits, times))
 
+    def logits_of(self, survival: Float64[np.ndarray, "n points"]) -> Float64[np.ndarray, "n K"]:
+        """Hazard logits whose survival at the edges is that of curves given at ``curve_times``.
+
+        Between points the cumulative hazard is taken as linear; a bin without hazard gets a tiny one.
+        """
+        knots = np.append(0.0, self.curve_times())  # (points + 1,)
+        known = -np.log(np.clip(survival, 1e-12, 1.0))  # (n, points)
+        cumulative = np.concatenate([np.zeros((len(known), 1)), known], axis=1)
+        right = np.clip(np.searchsorted(knots, self.edges), 1, knots.size - 1)  # (K + 1,)
+        share = (self.edges - knots[right - 1]) / (knots[right] - knots[right - 1])
+        at_edges = cumulative[:, right - 1] * (1 - share) + cumulative[:, right] * share  # (n, K + 1)
+        hazard = np.maximum(np.diff(at_edges, axis=1), 1e-9)
+        return hazard + np.log(-np.expm1(-hazard))
+
     def rmst(self, logits: Float[np.ndarray, "n K"], horizon: float | None = None) -> Float64[np.ndarray, " n"]:
         """Restricted mean survival time, the exact ∫ S over (0, horizon], in days; the horizon is τ where absent."""
         hazard = self._bin_hazards(logits)  # (n, K)

@@ -202,7 +202,7 @@ class Recalibration:
         duration, event = truncate(duration, event, grid.tau)
         n_events = int(event.sum())
         if n_events < MIN_TUNING_EVENTS:
-            note = f"not recalibrated: {n_events} tuning events, at least {MIN_TUNING_EVENTS} are needed"
+            note = f"not recalibrated: under {MIN_TUNING_EVENTS} tuning events"
             return cls(1.0, np.zeros(grid.n_bins), note)
         bins, fraction = grid.locate(duration)
         shared = _shared_intercepts(np.bincount(bins[event == 1], minlength=grid.n_bins))  # (K,)

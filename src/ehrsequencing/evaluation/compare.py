@@ -111,6 +111,7 @@ class Evaluation:
         horizons: days at which the Brier score is reported.
         counts: uint8[1 + resamples, n], how often each patient was drawn; row 0 is everybody once.
         seed: of the resamples.
+        stratum: int64[n]; C counts pairs within a stratum only (folds: risks of different fits are not on one scale).
     """
 
     duration: Float64[np.ndarray, " n"]
@@ -120,6 +121,7 @@ class Evaluation:
     horizons: tuple[float, ...]
     counts: UInt8[np.ndarray, "resamples n"]
     seed: int
+    stratum: Int64[np.ndarray, " n"]
 
     @classmethod
     def of(
@@ -134,6 +136,7 @@ class Evaluation:
         n_boot: int = 1_000,
         seed: int = 0,
         subject_id: Int64[np.ndarray, " n"] | None = None,
+        stratum: Int64[np.ndarray, " n"] | None = None,
     ) -> Evaluation:
         """Prepare to score models on these patients.
 
@@ -145,6 +148,7 @@ class Evaluation:
             n_boot: resamples; 0 for figures without intervals.
             seed: of the resamples.
             subject_id: where patients have several rows, so that they are drawn together.
+            stratum: the fold of each patient, where predictions of several fits are pooled.
 
         Raises:
             EhrError: a horizon that training follow-up does not support or that is past τ (exit 12).
@@ -158,7 +162,8 @@ class Evaluation:
                 raise EhrError(what, "horizons_days", "report horizons up to the task's", code=Exit.COHORT)
         duration, event = truncate(duration, event, tau)
         counts = resample_counts(duration.size, n_boot, seed, subject_id)
-        return cls(duration, event, censoring, float(tau), tuple(horizons), counts, seed)
+        stratum = np.zeros(duration.size, dtype=np.int64) if stratum is None else stratum
+        return cls(duration, event, censoring, float(tau), tuple(horizons), counts, seed, stratum)
 
     def score(self, predictions: SurvivalPredictions | Sequence[SurvivalPredictions]) -> Scores:
         """Every figure of a model on every resample; a list holds the same model's seeds.
@@ -251,7 +256,8 @@ class Evaluation:
         for weights in self._weights():  # (b, n)
             sums = np.zeros((2, weights.shape[0]))
             for rows in self._event_rows():
-                pairs = (group > group[rows, None]) * score(rows)  # (e, n)
+                outlived = (group > group[rows, None]) & (self.stratum == self.stratum[rows, None])  # (e, n)
+                pairs = outlived * score(rows)  # (e, n)
                 product = (weights[:, rows] * (weights @ pairs.T)).astype(np.float64)  # (b, e)
                 sums += product.sum(axis=1), product @ uno_weights(self.duration[rows], self.censoring, self.tau)
             result.append(sums)

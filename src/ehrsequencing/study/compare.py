@@ -14,10 +14,19 @@ import polars as pl
 from ehrsequencing.cohort import Cohort
 from ehrsequencing.config import DAYS_PER_YEAR, HELD_OUT, MIN_TRAIN_EVENTS, TRAIN, TUNING, StudyConfig
 from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Evaluation, Scores, paired_difference
+from ehrsequencing.events import assign_folds
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.study.fitting import Scored
 
 OUT_OF_FOLD = "out_of_fold"
+ONE_SPLIT = "One pretraining run serves every seed. Every model but Kaplan–Meier is recalibrated on the tuning split."
+POOLED = (
+    "Predictions are out of fold: C compares patients of one fold only, since risks of different fits are not on one "
+    "scale; the censoring distribution is that of the whole cohort. One pretraining run a fold serves every seed. "
+    "Every model but Kaplan–Meier is recalibrated on the tuning part of its fold, where that has 20 events or more."
+)
+CONTROLS = {"frozen-ridge": "frozen-random", "frozen": "frozen-random", "full": "from-scratch"}
+"""What shows, on the same patients, whether pretraining contributed to a strategy."""
 KINDS = ("oracle", "strategy", "control", "baseline")
 
 
@@ -96,6 +105,9 @@ def compare(
         horizons=horizons,
         n_boot=study.bootstrap,
         seed=study.split.seed,
+        stratum=None
+        if study.folds is None
+        else assign_folds(judged["subject_id"].to_numpy(), study.split.seed, study.folds),
     )
     scores = {model.name: evaluation.score(list(model.predictions)) for model in models}
     return {
@@ -109,7 +121,7 @@ def compare(
         "horizons": list(horizons),
         "tau": tau,
         "cohort_fingerprint": cohort.fingerprint,
-        "interval": INTERVAL_MEANING,
+        "interval": f"{INTERVAL_MEANING} {POOLED if pooled else ONE_SPLIT}",
         **facts,
         "warnings": [*_warnings(int(evaluation.event.sum())), *facts.get("warnings", [])],
         "rows": [_row(model, scores[model.name]) for model in models],
@@ -165,7 +177,7 @@ def best_simple(models: Sequence[Model], scores: dict[str, Scores]) -> str | Non
 
 
 def differences(models: Sequence[Model], scores: dict[str, Scores]) -> list[dict[str, Any]]:
-    """Every strategy, control and the oracle against the best simple model, in Uno's C and IBS."""
+    """Strategies, controls and oracle against the best simple model, and strategies against their controls."""
     against = best_simple(models, scores)
     if against is None:
         return []
@@ -176,4 +188,9 @@ def differences(models: Sequence[Model], scores: dict[str, Scores]) -> list[dict
         for metric in ("uno_c", "ibs"):
             interval = paired_difference(scores[against], scores[model.name], metric)
             rows.append({"model": model.name, "against": against, "metric": metric, **interval.to_json()})
+    for name, control in CONTROLS.items():
+        if name in scores and control in scores:
+            for metric in ("uno_c", "ibs"):
+                interval = paired_difference(scores[control], scores[name], metric)
+                rows.append({"model": name, "against": control, "metric": metric, **interval.to_json()})
     return rows

@@ -12,6 +12,7 @@ import polars as pl
 from jaxtyping import Int64
 
 from ehrsequencing.batches import SurvivalData
+from ehrsequencing.bundle import Encoder
 from ehrsequencing.cohort import Cohort, cut, whole_records
 from ehrsequencing.config import (
     HELD_OUT,
@@ -150,12 +151,17 @@ class Prepared:
 def prepare(
     dataset: MedsDataset,
     cohort: Cohort,
-    tokenizer: Tokenizer,
+    encoder: Encoder,
     config: FeaturesConfig = FeaturesConfig(),
     tau: float | None = None,
 ) -> Prepared:
-    """Tokens, features and grid of a cohort; everything fitted is fitted on its training rows alone."""
-    table = cohort.table
+    """Tokens, features and grid of a cohort; everything fitted is fitted on its training rows alone.
+
+    Raises:
+        EhrError: the encoder was pretrained on tuning or held-out subjects (exit 15); the horizon is too long (12).
+    """
+    table, tokenizer = cohort.table, encoder.tokenizer
+    encoder.refuse_seen(table.filter(pl.col("split") != TRAIN)["subject_id"].to_numpy())
     train = table.filter(pl.col("split") == TRAIN)
     duration, event = train["duration"].to_numpy(), train["event"].to_numpy()
     tau = choose_tau(duration, event, cohort.task.horizon_days) if tau is None else tau

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from jaxtyping import Float64, Int64
 
 from ehrsequencing.baselines import BASELINES, Fitted
@@ -23,6 +24,7 @@ from ehrsequencing.study.assemble import WIDE, blend_name, calibrated_row, make_
 from ehrsequencing.study.data import Division, Prepared, prepare, pretraining_records
 from ehrsequencing.synthetic import read_truth, true_survival
 from ehrsequencing.synthetic.truth import TRUTH_FILE
+from ehrsequencing.timegrid import truncate
 from ehrsequencing.training.finetune import FeatureCache, finetune
 from ehrsequencing.training.loop import Progress, Tick
 from ehrsequencing.training.pretrain import pretrain
@@ -63,7 +65,7 @@ class Workplace:
 def fit_division(work: Workplace, division: Division, cohort: Cohort, tau: float) -> tuple[list[Scored], Prepared]:
     """Pretrain, fit every strategy and simple model the study names, keep their bundles, score the held-out rows."""
     encoder = pretrain_encoder(work, division)
-    prepared = prepare(work.dataset, cohort, encoder.tokenizer, work.study.features, tau)
+    prepared = prepare(work.dataset, cohort, encoder, work.study.features, tau)
     wide_fit = BASELINES[WIDE].fit(prepared.data, 0)
     scored = [*_simple_models(work, prepared, wide_fit), *_oracle(work.dataset, prepared)]
     cache = FeatureCache()
@@ -79,7 +81,7 @@ def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
     result = pretrain(
         store, tokenizer, work.study.pretrain, work.study.model, seed=work.study.seeds[0], progress=work.progress
     )
-    encoder = Encoder(result.model, tokenizer, result.record)
+    encoder = Encoder(result.model, tokenizer, result.record, np.sort(Encoder.hashes(store.subject_id)))
     encoder.save(work.out / f"encoder{division.tag}")
     record = encoder.record
     work.say(
@@ -146,7 +148,7 @@ def _bundle_rows(
             trainable=counts["trainable"] + (bundle.wide.n_parameters if blended else 0),
             total=counts["total"] + (bundle.wide.n_parameters if blended else 0),
             alpha=row.alpha if blended else None,
-            notes=tuple(bundle.facts["notes"]),
+            notes=(*bundle.facts["notes"], *row.notes),
         )
 
 
@@ -155,24 +157,28 @@ def _simple_models(work: Workplace, prepared: Prepared, wide_fit: Fitted) -> Ite
     for name in work.study.baselines:
         baseline = BASELINES[name]
         work.progress(Tick(name, 0, 1))
-        fitted = wide_fit if name == WIDE else baseline.fit(data, work.study.seeds[0])
-        work.progress(Tick(name, 1, 1, f"fitted in {fitted.seconds:.1f} s"))
-        predictions = _wide_row(prepared, _hazard(fitted)) if name == WIDE else _as_predictions(data, at, name, fitted)
-        yield Scored(
-            model=name,
-            kind="baseline",
-            why=baseline.why,
-            seed=work.study.seeds[0],
-            predictions=predictions,
-            seconds=fitted.seconds,
-            trainable=fitted.n_parameters,
-            total=fitted.n_parameters,
-            notes=tuple(fitted.notes),
-        )
+        for seed in work.study.seeds if baseline.seeded else work.study.seeds[:1]:
+            fitted = wide_fit if name == WIDE else baseline.fit(data, seed)
+            work.progress(Tick(name, 1, 1, f"fitted in {fitted.seconds:.1f} s"))
+            predictions, note = _calibrated(data, at, name, fitted)
+            yield Scored(
+                model=name,
+                kind="baseline",
+                why=baseline.why,
+                seed=seed,
+                predictions=predictions,
+                seconds=fitted.seconds,
+                trainable=fitted.n_parameters,
+                total=fitted.n_parameters,
+                notes=(*fitted.notes, *note),
+            )
 
 
-def _as_predictions(data: SurvivalData, at: Int64[np.ndarray, " m"], name: str, fitted: Fitted) -> Predictions:
-    return Predictions(
+def _calibrated(
+    data: SurvivalData, at: Int64[np.ndarray, " m"], name: str, fitted: Fitted
+) -> tuple[Predictions, tuple[str, ...]]:
+    """A simple model's held-out predictions, recalibrated on tuning as strategies are; Kaplan–Meier stays itself."""
+    raw = Predictions(
         subject_id=data.rows["subject_id"].to_numpy()[at],
         prediction_time=data.rows["prediction_time"].to_numpy()[at],
         risk=fitted.risk[at],
@@ -181,20 +187,26 @@ def _as_predictions(data: SurvivalData, at: Int64[np.ndarray, " m"], name: str, 
         cohort_fingerprint=data.cohort_fingerprint,
         model=name,
     )
+    if np.ptp(fitted.risk) == 0:
+        return raw, ()
+    logits = _hazard(fitted).logits(data.features.values) if name == WIDE else data.grid.logits_of(fitted.survival)
+    row = calibrated_row(data, 0.0, logits, logits)
+    if row.unchanged and name != WIDE:
+        return raw, ()
+    adjusted = to_predictions(row.logits(None, logits[at]), data.rows[at], data.grid, name, data.cohort_fingerprint)
+    return adjusted, row.notes
+
+
+def _same_outcome(truth: pl.DataFrame, rows: pl.DataFrame, tau: float) -> bool:
+    """Whether the cohort asks what the simulator drew: equal durations and events, truncated at τ."""
+    duration, event = truncate(truth["duration"].to_numpy(), (truth["event"] == 1).cast(pl.Int64).to_numpy(), tau)
+    return np.allclose(duration, rows["duration"].to_numpy()) and np.array_equal(event, rows["event"].to_numpy())
 
 
 def _hazard(wide_fit: Fitted) -> RidgeHazard:
     if wide_fit.model is None:
         raise ValueError(f"the baseline '{WIDE}' keeps no fitted hazard")
     return wide_fit.model
-
-
-def _wide_row(prepared: Prepared, wide: RidgeHazard) -> Predictions:
-    """The wide companion as bundles read it: recalibrated on tuning like the rows it is blended into."""
-    data, at = prepared.data, prepared.data.index(HELD_OUT)
-    logits = wide.logits(data.features.values)
-    row = calibrated_row(data, 0.0, logits, logits)
-    return to_predictions(row.logits(None, logits[at]), data.rows[at], data.grid, WIDE, data.cohort_fingerprint)
 
 
 def _oracle(dataset: MedsDataset, prepared: Prepared) -> Iterator[Scored]:
@@ -204,7 +216,9 @@ def _oracle(dataset: MedsDataset, prepared: Prepared) -> Iterator[Scored]:
     truth = read_truth(dataset.root)
     data, at = prepared.data, prepared.data.index(HELD_OUT)
     rows = data.rows[at].select("subject_id", "prediction_time")
-    own = rows.join(truth, on=["subject_id", "prediction_time"], how="left", maintain_order="left")
+    own = rows.join(truth, on=["subject_id", "prediction_time"], how="inner", maintain_order="left")
+    if own.height < rows.height or not _same_outcome(own, data.rows[at], data.grid.tau):
+        return  # another question than the one the truth answers
     times = data.grid.curve_times()
     predictions = Predictions(
         subject_id=rows["subject_id"].to_numpy(),

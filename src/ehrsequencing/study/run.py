@@ -15,7 +15,7 @@ import polars as pl
 from ehrsequencing.baselines import BASELINES
 from ehrsequencing.bundle import environment
 from ehrsequencing.cohort import Cohort, build_cohort
-from ehrsequencing.config import HELD_OUT, TUNING, StudyConfig, TaskConfig, load_yaml
+from ehrsequencing.config import HELD_OUT, TRAIN, TUNING, StudyConfig, TaskConfig, load_yaml
 from ehrsequencing.errors import EhrError, Exit, nearest
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.files import refuse_foreign, staged, write_json
@@ -30,6 +30,7 @@ from ehrsequencing.training.loop import Progress, silent
 from ehrsequencing.training.recipes import Choice, Recipe, choose_recipe
 
 MARKER = "study.json"
+OWN_SPLITS_UNUSED = "the dataset's own splits are not used: folds divide all subjects"
 Say = Callable[[str], None]
 
 
@@ -113,11 +114,27 @@ def set_scene(study: StudyConfig, data_folder: Path, beside: Path, say: Say) -> 
     cohort = limit_labelled(cohort, study.labelled, study.split.seed)
     say(cohort.describe())
     parts = divisions(dataset, study.folds, study.split.seed)
+    if study.folds is None:
+        _check_splits(cohort)
+    elif dataset.splits() is not None:
+        say(OWN_SPLITS_UNUSED)
     tau = common_tau(cohort, parts)
     choice = _choose(cohort, study, tau)
     recipe, departures = choice.recipe.within(study.budget)
     say("\n".join([choice.text(), *(f"  departure     {text}" for text in departures)]))
     return Scene(study, dataset, task, cohort, parts, tau, choice, recipe, departures)
+
+
+def _check_splits(cohort: Cohort) -> None:
+    found = set(cohort.table["split"])
+    wanted = {TRAIN, TUNING, HELD_OUT}
+    if found != wanted:
+        raise EhrError(
+            f"expected patients in the splits {', '.join(sorted(wanted))}, found {', '.join(sorted(found))}",
+            "metadata/subject_splits.parquet",
+            "name the splits as MEDS does, and leave none empty",
+            code=Exit.COHORT,
+        )
 
 
 def _choose(cohort: Cohort, study: StudyConfig, tau: float) -> Choice:

@@ -48,14 +48,18 @@ class Effects:
         (v.KIDNEY, 0.20),
         (v.FIBRILLATION, 0.20),
     )
-    acute: tuple[tuple[str, float, float], ...] = ((v.INFARCTION, 1.5, 365.0), (v.PNEUMONIA, 1.5, 180.0))
+    acute: tuple[tuple[str, str, float, float], ...] = (
+        (v.INFARCTION, v.WARD, 2.2, 365.0),
+        (v.PNEUMONIA, v.INTENSIVE, 2.2, 240.0),
+    )
+    otherwise: float = 0.15
     treatments: tuple[tuple[str, str, float, float], ...] = (
         (v.HYPERTENSION, v.ACE_INHIBITOR, -0.9, 365.0),
         (v.CORONARY, v.STATIN, -0.9, 365.0),
     )
     order: tuple[tuple[str, str, float, float | None], ...] = (
-        (v.KIDNEY, v.NSAID, 1.0, None),
-        (v.FIBRILLATION, v.ASPIRIN, -1.1, 5 * DAYS_PER_YEAR),
+        (v.KIDNEY, v.NSAID, 0.8, None),
+        (v.FIBRILLATION, v.ASPIRIN, -0.9, 5 * DAYS_PER_YEAR),
     )
     pressure: float = 0.30
     slope: float = -0.30
@@ -108,10 +112,17 @@ class Recorded:
         return self.total(rows, np.ones(np.count_nonzero(rows)))
 
 
-def decayed(events: Recorded, code: str, decay_days: float) -> Float64[np.ndarray, " n"]:
-    """Sum of exp(-days ago / decay_days) over the records of ``code``."""
-    rows = events.having(code)
-    return events.total(rows, np.exp(-events.days_ago[rows] / decay_days))
+def decayed(
+    events: Recorded, code: str, together: str, otherwise: float, decay_days: float
+) -> Float64[np.ndarray, " n"]:
+    """Sum of w·exp(-days ago / decay_days) over the records of ``code``.
+
+    w is 1 where ``together`` is recorded at the same time, else ``otherwise``.
+    """
+    rows, beside = events.having(code), events.having(together)
+    moment = events.patient + 1j * events.days_ago
+    weight = np.where(np.isin(moment[rows], moment[beside]), 1.0, otherwise)
+    return events.total(rows, weight * np.exp(-events.days_ago[rows] / decay_days))
 
 
 def protection(events: Recorded, condition: str, drug: str, decay_days: float) -> Float64[np.ndarray, " n"]:
@@ -171,8 +182,8 @@ def terms(
     }
     for code, effect in effects.chronic:
         parts[f"chronic {code}"] = effect * np.isfinite(events.first(code))
-    for code, effect, decay in effects.acute:
-        parts[f"acute {code}"] = effect * np.log1p(decayed(events, code, decay))
+    for code, together, effect, decay in effects.acute:
+        parts[f"acute {code}"] = effect * np.log1p(decayed(events, code, together, effects.otherwise, decay))
     for condition, drug, effect, decay in effects.treatments:
         parts[f"treatment {drug}"] = effect * protection(events, condition, drug, decay)
     for before, after, effect, window in effects.order:

@@ -95,7 +95,8 @@ DRUGS = (
     Drug(v.NSAID, None, 0.0, 0.65, 4.0, 400),
     Drug(v.ASPIRIN, None, 0.0, 0.65, 4.0, 400),
 )
-ADMISSIONS_PER_YEAR = {v.INFARCTION: 0.18, v.PNEUMONIA: 0.25}
+ADMISSIONS = ((v.INFARCTION, 0.22, 0.6), (v.PNEUMONIA, 0.25, 0.4))
+"""Code, admissions a year, share in intensive care."""
 
 
 def draw_people(rng: np.random.Generator, n: int) -> People:
@@ -202,17 +203,19 @@ def draw_refills(
 
 
 def draw_admissions(rng: np.random.Generator, people: People, ids: dict[str, int]) -> list[Draw]:
-    """Acute events at constant rates varying between patients, each with its emergency admission."""
+    """Acute events at constant rates varying between patients, each with the kind of its admission."""
     draws = []
-    for code, rate in ADMISSIONS_PER_YEAR.items():
+    for code, rate, intensive in ADMISSIONS:
         end_day = people.end / DAY
         years = (end_day - people.start_day) / DAYS_PER_YEAR
         patient = np.repeat(np.arange(people.n), rng.poisson(rate * years * rng.gamma(2.0, 0.5, people.n)))
         span = (end_day - people.start_day)[patient]
         day = np.floor(people.start_day[patient] + rng.random(len(patient)) * span).astype(np.int64)
         second = day * DAY + 60 * rng.integers(0, 24 * 60, len(day))
+        severe = rng.random(len(day)) < intensive
         inside = _reported(rng, second, people.end[patient])
-        draws += [without_value(patient[inside], second[inside], ids[name]) for name in (code, v.EMERGENCY)]
+        for rows, name in ((inside, code), (inside & severe, v.INTENSIVE), (inside & ~severe, v.WARD)):
+            draws.append(without_value(patient[rows], second[rows], ids[name]))
     return draws
 
 

@@ -25,8 +25,8 @@ def simulate(out: Path | str, config: SimulateConfig, *, subjects_per_shard: int
     """Write a simulated MEDS dataset with a known truth.
 
     Beside ``data/`` and ``metadata/`` the folder holds ``labels/prediction_times.parquet`` (a MEDS label file),
-    ``task.yaml`` (names the label file by its absolute path) and ``truth.parquet`` (see ``read_truth``). A patient is
-    the same whatever the number of patients and of shards; the same seed gives the same bytes.
+    ``task.yaml`` (names the label file within the dataset) and ``truth.parquet`` (see ``read_truth``). Patients are
+    the same whatever their number and that of shards; the same seed gives the same bytes.
 
     Raises:
         EhrError: (ENVIRONMENT) ``out`` cannot be written or holds something else.
@@ -40,25 +40,24 @@ def simulate(out: Path | str, config: SimulateConfig, *, subjects_per_shard: int
         truth = pl.concat(truths)
         truth.write_parquet(folder / TRUTH_FILE)
         _write_labels(truth, folder / LABEL_FILE)
-        text = yaml.safe_dump(_task(out), sort_keys=False)
+        text = yaml.safe_dump(_task(), sort_keys=False)
         (folder / TASK_FILE).write_text(text, encoding="utf-8")
     return MedsDataset.open(out)
 
 
-def simulated_task(folder: Path | str) -> TaskConfig:
+def simulated_task() -> TaskConfig:
     """The task of a simulated dataset: heart failure within five years of each patient's prediction_time.
 
-    >>> simulated_task("demo").outcome.code
+    >>> simulated_task().outcome.code
     'ICD10CM//I50.9'
     """
-    return parse(TaskConfig, _task(Path(folder)), str(folder))
+    return parse(TaskConfig, _task(), TASK_FILE)
 
 
-def _task(folder: Path) -> dict[str, object]:
-    labels = (folder / LABEL_FILE).resolve()
+def _task() -> dict[str, object]:
     return {
         "name": "heart_failure",
-        "index": {"labels": str(labels)},
+        "index": {"labels": LABEL_FILE},
         "outcome": {"code": OUTCOME},
         "horizon_days": HORIZON_DAYS,
         "follow_up": {"end": "last_record"},

@@ -18,7 +18,7 @@ KIDNEY, FIBRILLATION = "ICD10CM//N18.3", "ICD10CM//I48.91"
 INFARCTION, PNEUMONIA = "ICD10CM//I21.9", "ICD10CM//J18.9"
 ACE_INHIBITOR, STATIN, NSAID, ASPIRIN = "ATC//C09AA05", "ATC//C10AA05", "ATC//M01AE01", "ATC//B01AC06"
 PRESSURE, FILTRATION = "LOINC//8480-6", "LOINC//33914-3"
-EMERGENCY = "VISIT//EMERGENCY"
+INTENSIVE, WARD = "ADMISSION//INTENSIVE_CARE", "ADMISSION//WARD"
 CLINICS = ("NORTH", "SOUTH", "EAST", "WEST", "HARBOUR", "STATION", "PARK", "HILL", "BRIDGE", "MARKET")
 
 DESCRIPTIONS = {
@@ -41,7 +41,8 @@ DESCRIPTIONS = {
     ASPIRIN: "Low-dose aspirin, dispensed",
     PRESSURE: "Systolic blood pressure, mmHg",
     FILTRATION: "Estimated glomerular filtration rate, mL/min/1.73 m2",
-    EMERGENCY: "Emergency admission",
+    INTENSIVE: "Emergency admission to intensive care",
+    WARD: "Emergency admission to a ward",
     **{f"VISIT//{name}": f"Outpatient visit, {name.title()} clinic" for name in CLINICS},
 }
 _KINDS = (("DX", "diagnosis"), ("PROC", "procedure"), ("RX", "prescription"))

@@ -36,7 +36,8 @@ class FeatureCache:
 
     def get(self, model: BEHRTForSurvival, data: SurvivalData) -> Float32[Tensor, "N F"]:
         """Features of every row of ``data`` under the model's encoder, in eval mode."""
-        key = f"{_digest(model.behrt)}/{data.tokens.fingerprint}/{model.config.attention}"
+        order = hashlib.blake2b(data.tokens.subject_id.tobytes(), digest_size=16).hexdigest()
+        key = f"{_digest(model.behrt)}/{data.tokens.fingerprint}/{order}/{model.config.attention}"
         if key not in self._kept:
             self._kept[key] = encode(model, data.tokens, np.arange(len(data)))
             self.encoder_passes += 1

@@ -57,6 +57,7 @@ class SurvivalObjective:
         self.n_rows = len(self.train)
         self.steps_without_pairs = 0
         self.tuning_logits: list[Float64[np.ndarray, "m K"]] = []
+        self._seen: list[tuple[Int64[np.ndarray, " b"], Tensor]] = []
 
     def loss(self, rows: Int64[np.ndarray, " b"]) -> Float[Tensor, ""]:
         """The hybrid loss of one optimiser step; the ranking term sees every patient of it."""
@@ -65,6 +66,7 @@ class SurvivalObjective:
         fraction, duration = t.fraction.to(logits.dtype), t.duration
         result = hybrid_loss(logits, t.bin, fraction, t.event, duration, self.lambda_rank)
         self.steps_without_pairs += int(self.lambda_rank > 0 and result.n_pairs == 0)
+        self._seen.append((rows, logits.detach()))
         return result.loss
 
     @torch.no_grad()
@@ -72,4 +74,13 @@ class SurvivalObjective:
         """Metrics on the tuning split; the logits are kept for choosing among checkpoints."""
         logits = self.forward(self.tuning).double().numpy()  # [m, K]
         self.tuning_logits.append(logits)
-        return self.score(logits)
+        return {**self._train_c(), **self.score(logits)}
+
+    def _train_c(self) -> dict[str, float]:
+        """Harrell's C of the epoch's own steps, dropout on, weights moving; beside tuning C it shows overfitting."""
+        seen, self._seen = self._seen, []
+        if not seen:
+            return {}
+        t = self.targets.take(np.concatenate([rows for rows, _ in seen]))
+        risk = self.score.grid.risk(torch.cat([logits for _, logits in seen]).double().numpy())
+        return {"train_c": harrell_c(t.duration.numpy(), t.event.numpy(), risk)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ehrsequencing.config import MIN_TRAIN_EVENTS, MIN_TUNING_EVENTS, SPLIT_FRACTIONS, BudgetConfig
+from ehrsequencing.config import MIN_CELL, MIN_TRAIN_EVENTS, MIN_TUNING_EVENTS, SPLIT_FRACTIONS, BudgetConfig
 
 UNDERFITTING_GAP = 0.02
 """Train C minus tuning C below this, with tuning C below ridge Cox, is called underfitting."""
@@ -163,11 +163,13 @@ def choose_recipe(n_subjects: int, n_events: int, n_tuning_events: int | None = 
     )
     warnings = []
     if n_train_events < MIN_TRAIN_EVENTS:
-        warnings.append(f"only {n_train_events} training events (under {MIN_TRAIN_EVENTS}): expect wide intervals")
+        warnings.append(
+            f"only {_count(n_train_events)} training events (under {MIN_TRAIN_EVENTS}): expect wide intervals"
+        )
     if n_tuning_events < MIN_TUNING_EVENTS:
         warnings.append(
-            f"only {n_tuning_events} tuning events (under {MIN_TUNING_EVENTS}): early stopping and penalties rest on "
-            "little; blends use equal weights and nothing is recalibrated"
+            f"only {_count(n_tuning_events)} tuning events (under {MIN_TUNING_EVENTS}): early stopping rests on "
+            "little, penalties are chosen by folds of the training rows, blends use equal weights, no recalibration"
         )
     return Choice(recipe, sentence, tuple(warnings))
 
@@ -179,6 +181,10 @@ def underfits(train_c: float, tuning_c: float, cox_tuning_c: float) -> bool:
     (True, False)
     """
     return tuning_c < cox_tuning_c and train_c - tuning_c < UNDERFITTING_GAP
+
+
+def _count(n: int) -> str:
+    return str(n) if n == 0 or n >= MIN_CELL else f"under {MIN_CELL}"
 
 
 def _range(bounds: tuple[float, float]) -> str:
