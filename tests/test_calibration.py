@@ -188,7 +188,7 @@ def test_under_twenty_tuning_events_nothing_is_recalibrated() -> None:
     rows = np.concatenate([np.flatnonzero((event == 1) & (duration <= GRID.tau))[:19], np.flatnonzero(event == 0)])
     fitted = Recalibration.fit(logits[rows], duration[rows], event[rows], GRID)
     np.testing.assert_array_equal(fitted.apply(logits), logits)
-    assert fitted.note == "not recalibrated: 19 tuning events, at least 20 are needed"
+    assert fitted.note == "not recalibrated: under 20 tuning events"
 
 
 def test_recalibration_never_turns_a_ranking_round() -> None:

@@ -16,7 +16,7 @@ from ehrsequencing.training.pretrain import pretrain as run_pretraining
 @pytest.mark.slow
 def test_it_beats_the_most_frequent_code_by_half_again(tmp_path):
     dataset = simulate(tmp_path / "meds", SimulateConfig(patients=1_500, seed=3))
-    encoder = pretrain(dataset, PretrainConfig(epochs=6, batch_size=16), model=ModelConfig(dropout=0.0))
+    encoder = pretrain(dataset, PretrainConfig(epochs=5, batch_size=8), model=ModelConfig(dropout=0.0))
     record = encoder.record
     assert record["accuracy"] > 1.5 * record["most_frequent_code"]
     losses = [epoch["validation_loss"] for epoch in record["history"]]

@@ -159,7 +159,7 @@ def test_order_recency_and_trend_move_the_hazard_as_they_should() -> None:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != "task.yaml"}
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:

@@ -66,9 +66,13 @@ def run_study(path: Path, out: Path, *, progress: Progress = silent, say: Say = 
         write_json(
             draft / MARKER, {"study": study.model_dump(mode="json", by_alias=True), "environment": environment()}
         )
-        scene = set_scene(study, draft / "meds", Path(path).parent, say)
+
+        def tell(text: str) -> None:
+            say(text.replace(str(draft), str(out)))
+
+        scene = set_scene(study, draft / "meds", Path(path).parent, tell)
         scene.cohort.write(draft / "cohort")
-        scored, grids, tokens = _fit_all(scene, draft, progress, say)
+        scored, grids, tokens = _fit_all(scene, draft, progress, tell)
         for tag, grid in grids.items():
             write_json(draft / "cohort" / f"grid{tag}.json", grid.to_json())
         models = pool(scored)
