@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ehrsequencing.config import InputConfig, ModelConfig, PretrainConfig, SimulateConfig, TokensConfig
+from ehrsequencing.config import InputConfig, ModelConfig, OptimizerConfig, PretrainConfig, SimulateConfig, TokensConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.study.data import divisions, pretraining_records
 from ehrsequencing.study.steps import pretrain
@@ -15,8 +15,10 @@ from ehrsequencing.training.pretrain import pretrain as run_pretraining
 
 @pytest.mark.slow
 def test_it_beats_the_most_frequent_code_by_half_again(tmp_path):
-    dataset = simulate(tmp_path / "meds", SimulateConfig(patients=1_500, seed=3))
-    encoder = pretrain(dataset, PretrainConfig(epochs=5, batch_size=8), model=ModelConfig(dropout=0.0))
+    dataset = simulate(tmp_path / "meds", SimulateConfig(patients=1_500, seed=3, noise_codes=200))
+    encoder = pretrain(
+        dataset, PretrainConfig(epochs=6, optimizer=OptimizerConfig(learning_rate=3e-3)), model=ModelConfig(dropout=0.0)
+    )
     record = encoder.record
     assert record["accuracy"] > 1.5 * record["most_frequent_code"]
     losses = [epoch["validation_loss"] for epoch in record["history"]]

@@ -6,7 +6,7 @@ import datetime as dt
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -219,6 +219,10 @@ class SplitConfig(Strict):
     seed: int = Field(default=0, ge=0)
 
 
+NonNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
 class StudyConfig(Strict):
     """A whole run: data, task, models, comparison (a STUDY.yaml)."""
 
@@ -234,10 +238,20 @@ class StudyConfig(Strict):
     model: ModelConfig = ModelConfig()
     strategies: tuple[str, ...] = ("frozen", "frozen-ridge", "lora", "full", "from-scratch", "frozen-random")
     baselines: tuple[str, ...] = ("kaplan-meier", "age-sex", "cox", "boosting", "wide")
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
-    horizons_days: tuple[float, ...] = ()
+    seeds: tuple[NonNegative, ...] = Field(default=(0, 1, 2), min_length=1)
+    horizons_days: tuple[Positive, ...] = ()
     budget: BudgetConfig = BudgetConfig()
     bootstrap: int = Field(default=1_000, ge=0, description="resamples for the intervals")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> StudyConfig:
+        for name in ("strategies", "baselines", "seeds"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name} names the same twice")
+        if not self.strategies and not self.baselines:
+            raise ValueError("name at least one strategy or baseline")
+        return self
 
     @model_validator(mode="after")
     def _no_labelled_folds(self) -> StudyConfig:
@@ -275,7 +289,7 @@ def load_yaml(model: type[Config], path: Path | str) -> Config:
         raise EhrError(f"the file cannot be read: {error}", str(path), "check the file", code=Exit.CONFIG) from None
     try:
         data = yaml.safe_load(os.path.expandvars(text))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise EhrError(f"not valid YAML: {error}", str(path), "mend the syntax", code=Exit.CONFIG) from None
     return parse(model, data, str(path))
 

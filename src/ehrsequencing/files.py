@@ -14,7 +14,17 @@ from typing import Any
 
 from ehrsequencing.errors import EhrError, Exit
 
-_OURS_TO_SAY = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EDQUOT}
+_OURS_TO_SAY = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
 
 
 @contextlib.contextmanager
@@ -31,7 +41,7 @@ def staged(out: Path | str, marker: str) -> Iterator[Path]:
     draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         refuse_foreign(out, marker)
-        draft.mkdir(parents=True)
+        _make(draft, out)
         yield draft
         _swap(draft, out)
     except OSError as error:
@@ -48,7 +58,7 @@ def staged_file(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(path.parent, path)
         yield draft
         os.replace(draft, path)
     except OSError as error:
@@ -57,6 +67,22 @@ def staged_file(path: Path | str) -> Iterator[Path]:
         raise unwritable(path, error) from None
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _make(folder: Path, out: Path) -> None:
+    """The folder; whatever prevents it, a missing root of a special file system included, is the place's fault."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(out, error) from None
+
+
+def refuse_unwritable(out: Path, marker: str) -> None:
+    """EhrError (exit 14), before any work, where ``out`` holds something else or cannot be made."""
+    refuse_foreign(out, marker)
+    probe = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
+    _make(probe, out)
+    probe.rmdir()
 
 
 def write_json(path: Path, data: Any) -> None:

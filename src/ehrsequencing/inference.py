@@ -10,6 +10,7 @@ from jaxtyping import Float64
 
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.cohort import cut, prediction_rows
+from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.features import build_features
 from ehrsequencing.models.forward import hazard_logits
@@ -59,6 +60,7 @@ def to_predictions(
 
 def predict_to_file(bundle: Path, meds: Path, out: Path, *, labels: Path | None = None, row: str | None = None) -> str:
     """``ehrseq predict``: writes the predictions file and says what it holds."""
+    _refuse_precious(Path(out), (Path(bundle), Path(meds)))
     loaded = Bundle.load(bundle)
     predictions = predict(loaded, MedsDataset.open(meds), labels=labels, row=row)
     predictions.write(out)
@@ -67,3 +69,18 @@ def predict_to_file(bundle: Path, meds: Path, out: Path, *, labels: Path | None 
         f"{len(predictions.risk):,} predictions by '{predictions.model}' in {out} "
         f"(horizon {loaded.grid.tau:g} days; other rows of this bundle: {others})"
     )
+
+
+def _refuse_precious(out: Path, inputs: tuple[Path, ...]) -> None:
+    """EhrError (exit 14) where writing ``out`` would overwrite records, a bundle, or another file than predictions."""
+    place = out.resolve()
+    if any(place.is_relative_to(folder.resolve()) for folder in inputs):
+        raise EhrError("the output lies inside the input", str(out), "choose another place", code=Exit.ENVIRONMENT)
+    if not out.exists():
+        return
+    try:
+        Predictions.read(out)
+    except EhrError:
+        raise EhrError(
+            "the output exists and is no predictions file", str(out), "choose another name", code=Exit.ENVIRONMENT
+        ) from None

@@ -22,7 +22,7 @@ app.add_typer(convert, name="convert")
 Out = Annotated[Path, typer.Argument(help="where to write; made whole or not at all")]
 Meds = Annotated[Path, typer.Argument(help="a MEDS dataset (folder with data/ and metadata/)")]
 Task = Annotated[Path, typer.Argument(help="the question: a TASK.yaml")]
-Seed = Annotated[int, typer.Option(help="seed of everything random")]
+Seed = Annotated[int, typer.Option(min=0, help="seed of everything random")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress lines")]
 

@@ -187,3 +187,15 @@ def common_tau(cohort: Cohort, parts: Sequence[Division]) -> float:
         rows = cohort.table.filter(pl.Series(part.of(cohort.table["subject_id"].to_numpy()) == TRAIN))
         taus.append(choose_tau(rows["duration"].to_numpy(), rows["event"].to_numpy(), cohort.task.horizon_days))
     return min(taus)
+
+
+def refuse_empty_splits(cohort: Cohort) -> None:
+    """EhrError (exit 12) where a split has nobody in it, or another name than MEDS gives."""
+    found, wanted = set(cohort.table["split"]), {TRAIN, TUNING, HELD_OUT}
+    if found != wanted:
+        raise EhrError(
+            f"expected patients in the splits {', '.join(sorted(wanted))}, found {', '.join(sorted(found))}",
+            "the cohort's splits",
+            "name the splits as MEDS does, leave none empty; where 'labelled' limits them, raise it",
+            code=Exit.COHORT,
+        )

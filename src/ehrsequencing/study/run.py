@@ -15,14 +15,22 @@ import polars as pl
 from ehrsequencing.baselines import BASELINES
 from ehrsequencing.bundle import environment
 from ehrsequencing.cohort import Cohort, build_cohort
-from ehrsequencing.config import HELD_OUT, TRAIN, TUNING, StudyConfig, TaskConfig, load_yaml
+from ehrsequencing.config import HELD_OUT, TUNING, StudyConfig, TaskConfig, load_yaml
 from ehrsequencing.errors import EhrError, Exit, nearest
 from ehrsequencing.events import MedsDataset
-from ehrsequencing.files import refuse_foreign, staged, write_json
+from ehrsequencing.files import refuse_unwritable, staged, write_json
 from ehrsequencing.models.strategies import find_strategy
 from ehrsequencing.report import write_report
 from ehrsequencing.study.compare import compare, pool, write_predictions
-from ehrsequencing.study.data import Division, common_tau, divisions, limit_labelled, open_data, task_of
+from ehrsequencing.study.data import (
+    Division,
+    common_tau,
+    divisions,
+    limit_labelled,
+    open_data,
+    refuse_empty_splits,
+    task_of,
+)
 from ehrsequencing.study.estimate import estimate
 from ehrsequencing.study.fitting import Scored, Workplace, fit_division
 from ehrsequencing.timegrid import TimeGrid
@@ -61,7 +69,7 @@ def run_study(path: Path, out: Path, *, progress: Progress = silent, say: Say = 
     """
     started = time.perf_counter()
     study = read_study(path)
-    refuse_foreign(Path(out), MARKER)
+    refuse_unwritable(Path(out), MARKER)
     with staged(out, MARKER) as draft:
         write_json(
             draft / MARKER, {"study": study.model_dump(mode="json", by_alias=True), "environment": environment()}
@@ -119,25 +127,25 @@ def set_scene(study: StudyConfig, data_folder: Path, beside: Path, say: Say) -> 
     say(cohort.describe())
     parts = divisions(dataset, study.folds, study.split.seed)
     if study.folds is None:
-        _check_splits(cohort)
+        refuse_empty_splits(cohort)
     elif dataset.splits() is not None:
         say(OWN_SPLITS_UNUSED)
     tau = common_tau(cohort, parts)
+    _check_horizons(study, tau)
     choice = _choose(cohort, study, tau)
     recipe, departures = choice.recipe.within(study.budget)
     say("\n".join([choice.text(), *(f"  departure     {text}" for text in departures)]))
     return Scene(study, dataset, task, cohort, parts, tau, choice, recipe, departures)
 
 
-def _check_splits(cohort: Cohort) -> None:
-    found = set(cohort.table["split"])
-    wanted = {TRAIN, TUNING, HELD_OUT}
-    if found != wanted:
+def _check_horizons(study: StudyConfig, tau: float) -> None:
+    late = [day for day in study.horizons_days if day > tau]
+    if late:
         raise EhrError(
-            f"expected patients in the splits {', '.join(sorted(wanted))}, found {', '.join(sorted(found))}",
-            "metadata/subject_splits.parquet",
-            "name the splits as MEDS does, and leave none empty",
-            code=Exit.COHORT,
+            f"the reported horizon of {late[0]:g} days is past the task's, {tau:g} days",
+            "horizons_days",
+            f"report horizons of at most {tau:g} days",
+            code=Exit.CONFIG,
         )
 
 

@@ -27,14 +27,14 @@ from ehrsequencing.config import (
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Interval, evaluate
 from ehrsequencing.events import MedsDataset
-from ehrsequencing.files import refuse_foreign, write_json
+from ehrsequencing.files import refuse_unwritable, write_json
 from ehrsequencing.inference import to_predictions
 from ehrsequencing.models.strategies import find_strategy
 from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.study.assemble import make_bundle
 from ehrsequencing.study.auto import choose
-from ehrsequencing.study.data import divisions, limit_labelled, prepare, pretraining_records
+from ehrsequencing.study.data import divisions, limit_labelled, prepare, pretraining_records, refuse_empty_splits
 from ehrsequencing.timegrid import TimeGrid, choose_tau
 from ehrsequencing.training.finetune import FeatureCache, FineTuned, finetune
 from ehrsequencing.training.loop import Progress, silent
@@ -71,7 +71,7 @@ def write_encoder(
     progress: Progress = silent,
 ) -> str:
     """``ehrseq pretrain``: an encoder from the training subjects' records; returns what it learned."""
-    refuse_foreign(Path(out), ENCODER_MARKER)
+    refuse_unwritable(Path(out), ENCODER_MARKER)
     encoder = pretrain(
         MedsDataset.open(meds),
         PretrainConfig() if epochs is None else PretrainConfig(epochs=epochs),
@@ -141,11 +141,12 @@ def write_bundle(
     """``ehrseq finetune``: one bundle by one strategy, or by the recipe's choice; returns what came out."""
     if strategy != "auto":
         find_strategy(strategy)
-    refuse_foreign(Path(out), MARKER)
+    refuse_unwritable(Path(out), MARKER)
     dataset, pretrained = MedsDataset.open(meds), Encoder.load(encoder)
     config = load_task(task)
     cohort = limit_labelled(build_cohort(dataset, config, split_seed=split_seed), labelled, split_seed)
     say(cohort.describe())
+    refuse_empty_splits(cohort)
     prepared = prepare(dataset, cohort, pretrained)
     data = prepared.data
     choice = choose_recipe(prepared.n_labelled, prepared.n_labelled_events, prepared.events(TUNING))
@@ -169,12 +170,30 @@ def write_bundle(
     return f"bundle in {out}: {fitted.strategy.name}; tuning {bundle.facts['tuning_text']}; rows {rows}"
 
 
+def _tau(cohort: Cohort, grid: Path) -> float:
+    """The horizon the cohort was written with; worked out again where only the cohort itself is there."""
+    if not grid.is_file():
+        return _grid(cohort).tau
+    try:
+        return TimeGrid.from_json(json.loads(grid.read_text(encoding="utf-8"))).tau
+    except (ValueError, TypeError, KeyError) as error:
+        raise EhrError(f"not a time grid: {error}", str(grid), "make the cohort again", code=Exit.COHORT) from None
+
+
 def evaluate_file(
     predictions: Path, cohort: Path, *, horizons: tuple[float, ...] = (), bootstrap: int = 1_000, split: str
 ) -> str:
     """``ehrseq evaluate``: anybody's predictions on the patients of a cohort's split, as text."""
     known, given = Cohort.read(cohort), Predictions.read(predictions)
-    tau = TimeGrid.from_json(json.loads((Path(cohort) / "grid.json").read_text(encoding="utf-8"))).tau
+    tau = _tau(known, Path(cohort) / "grid.json")
+    for horizon in horizons:
+        if not 0 < horizon <= tau:
+            raise EhrError(
+                f"the horizon of {horizon:g} days is not within the cohort's, 0 to {tau:g} days",
+                "--horizon",
+                f"give days above 0 and at most {tau:g}",
+                code=Exit.USAGE,
+            )
     judged = known.table.filter(pl.col("split") == split)
     train = known.table.filter(pl.col("split") == TRAIN)
     if given.cohort_fingerprint not in ("", known.fingerprint):

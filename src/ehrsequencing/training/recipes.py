@@ -158,17 +158,16 @@ def choose_recipe(n_subjects: int, n_events: int, n_tuning_events: int | None = 
         f"under {high:,}" if low == 0 and high else f"over {low - 1:,}" if high is None else f"{low:,} to {high - 1:,}"
     )
     sentence = (
-        f"Recipe '{recipe.name}' ({size} labelled patients; here {n_subjects:,} with {n_events:,} events): "
+        f"Recipe '{recipe.name}' ({size} labelled patients; here {n_subjects:,} with "
+        f"{_events(n_train_events, n_tuning_events)} events): "
         f"{' against '.join(recipe.compete)}, because {recipe.why}."
     )
     warnings = []
     if n_train_events < MIN_TRAIN_EVENTS:
-        warnings.append(
-            f"only {_count(n_train_events)} training events (under {MIN_TRAIN_EVENTS}): expect wide intervals"
-        )
+        warnings.append(f"fewer than {MIN_TRAIN_EVENTS} training events: expect wide intervals")
     if n_tuning_events < MIN_TUNING_EVENTS:
         warnings.append(
-            f"only {_count(n_tuning_events)} tuning events (under {MIN_TUNING_EVENTS}): early stopping rests on "
+            f"fewer than {MIN_TUNING_EVENTS} tuning events: early stopping rests on "
             "little, penalties are chosen by folds of the training rows, blends use equal weights, no recalibration"
         )
     return Choice(recipe, sentence, tuple(warnings))
@@ -183,8 +182,11 @@ def underfits(train_c: float, tuning_c: float, cox_tuning_c: float) -> bool:
     return tuning_c < cox_tuning_c and train_c - tuning_c < UNDERFITTING_GAP
 
 
-def _count(n: int) -> str:
-    return str(n) if n == 0 or n >= MIN_CELL else f"under {MIN_CELL}"
+def _events(train: int, tuning: int) -> str:
+    """Their sum as text for people; rounded to tens where a part is so small that subtraction would reveal it."""
+    total = train + tuning
+    small = any(0 < part < MIN_CELL for part in (train, tuning))
+    return f"about {round(total / MIN_CELL) * MIN_CELL:,}" if small else f"{total:,}"
 
 
 def _range(bounds: tuple[float, float]) -> str:
