@@ -1,6 +1,6 @@
 """Pretrain on simulated records, adapt to one outcome by a strategy, score on held-out patients.
 
-    python examples/survival_analysis/train_behrt_survival.py --strategy lora
+python examples/survival_analysis/train_behrt_survival.py --strategy lora
 """
 
 import argparse
