@@ -70,20 +70,28 @@ class Predicate(Strict):
         return {"code": data} if isinstance(data, str) else data
 
 
+When = dt.datetime | dt.date
+"""A moment; a date is the midnight at which that day begins."""
+OUTCOME = "outcome"
+"""The name of cause 1 wherever causes are named (``cif_outcome``)."""
+
+
 class IndexConfig(Strict):
-    """Where each subject's prediction_time comes from: exactly one of age, date, event, labels."""
+    """Where each subject's prediction_time comes from: exactly one of age, date, event, after_history_days, labels."""
 
     age: float | None = Field(default=None, ge=0, description="years; the birthday itself")
-    date: dt.datetime | dt.date | None = None
-    event: Literal["first"] | None = None
+    date: When | None = None
+    event: Literal["first", "last", "each", "random"] | None = None
     code: str | CodeMatch | None = None
+    after_history_days: float | None = Field(default=None, ge=0, description="end of the first visit with so much")
     labels: Path | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> IndexConfig:
-        given = [name for name in ("age", "date", "event", "labels") if getattr(self, name) is not None]
+        kinds = ("age", "date", "event", "after_history_days", "labels")
+        given = [name for name in kinds if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of age, date, event, labels (found: {', '.join(given) or 'none'})")
+            raise ValueError(f"give exactly one of {', '.join(kinds)} (found: {', '.join(given) or 'none'})")
         if (self.event is None) != (self.code is None):
             raise ValueError("event and code go together, as in {event: first, code: ...}")
         return self
@@ -98,17 +106,63 @@ class RequireConfig(Strict):
     age_max: float | None = Field(default=None, ge=0, description="years at prediction_time")
 
 
-class FollowUpConfig(Strict):
-    """When follow-up ends; death ends it always."""
+class FollowUpEnd(Strict):
+    """An end of follow-up other than the last record: the first such event after prediction_time, or a date."""
 
-    end: Literal["last_record"] = "last_record"
+    code: str | CodeMatch | None = None
+    date: When | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> FollowUpEnd:
+        if (self.code is None) == (self.date is None):
+            raise ValueError("give exactly one of code, date")
+        return self
+
+
+class FollowUpConfig(Strict):
+    """When follow-up ends; death, and the last record, end it always."""
+
+    end: Literal["last_record"] | FollowUpEnd = "last_record"
 
 
 class InputConfig(Strict):
     """Which part of the history up to prediction_time a model may read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-    from_: dt.datetime | dt.date | None = Field(default=None, alias="from")
+    from_: When | None = Field(default=None, alias="from")
+    lookback_days: float | None = Field(default=None, gt=0, description="read only so many days before prediction_time")
+    exclude: tuple[Predicate, ...] = ()
+
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return _as_tuple(value)
+
+
+class DelayConfig(Predicate):
+    """Events that become known only later than they are stamped: after so many days, or when visit or day ends."""
+
+    until: Literal["end_of_visit", "end_of_day"] | None = None
+    days: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> DelayConfig:
+        if (self.until is None) == (self.days is None):
+            raise ValueError("give exactly one of until (end_of_visit, end_of_day), days")
+        return self
+
+
+class SplitByConfig(Strict):
+    """Groups whose subjects must share a split: a column of the events, or the codes of a kind (a site, a practice)."""
+
+    column: str | None = None
+    code: str | CodeMatch | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> SplitByConfig:
+        if (self.column is None) == (self.code is None):
+            raise ValueError("give exactly one of column, code")
+        return self
 
 
 class TaskConfig(Strict):
@@ -117,17 +171,40 @@ class TaskConfig(Strict):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")
     index: IndexConfig
     outcome: Predicate
+    competing: dict[str, Predicate] = Field(default_factory=dict)
     exclude: tuple[Predicate, ...] = ()
     require: RequireConfig = RequireConfig()
     washout: bool = True
     horizon_days: float | None = Field(default=None, gt=0)
     follow_up: FollowUpConfig = FollowUpConfig()
     input: InputConfig = InputConfig()
+    delay: tuple[DelayConfig, ...] = ()
+    predict_at: Literal["index", "every_visit"] = "index"
+    evaluate_at: IndexConfig | None = None
+    split_by: SplitByConfig | None = None
 
-    @field_validator("exclude", mode="before")
+    @field_validator("exclude", "delay", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return value if isinstance(value, list | tuple) else (value,)
+        return _as_tuple(value)
+
+    @model_validator(mode="after")
+    def _causes_named(self) -> TaskConfig:
+        for name in self.competing:
+            if name == OUTCOME or not re.fullmatch(r"[A-Za-z0-9_]+", name):
+                raise ValueError(f"a competing event cannot be named '{name}': letters, digits and _, not '{OUTCOME}'")
+        if self.evaluate_at is not None and self.predict_at != "every_visit":
+            raise ValueError("evaluate_at goes with predict_at: every_visit")
+        return self
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """The names of events 1, 2, …: the outcome first, then the competing events in the task's order."""
+        return (OUTCOME, *self.competing)
+
+
+def _as_tuple(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 class TokensConfig(Strict):
@@ -156,6 +233,7 @@ class ModelConfig(Strict):
 
     size: Literal["small", "medium", "large", "base"] = "small"
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    attention: Literal["bidirectional", "block_causal"] = "bidirectional"
 
 
 class OptimizerConfig(Strict):
