@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from ehrsequencing.cli import main
+from ehrsequencing.cohort import Cohort
 
 VERBS = ["simulate", "check", "cohort", "advise", "pretrain", "finetune", "predict", "evaluate", "run"]
 TASK = "name: t\nindex: {labels: labels/prediction_times.parquet}\noutcome: ICD10CM//I50.9\nhorizon_days: 1826\n"
@@ -82,9 +86,10 @@ def test_advise_says_the_recipe_and_why(ehrseq):
 def test_one_step_at_a_time_from_records_to_figures(ehrseq, dataset, tmp_path):
     task = dataset.root / "task.yaml"
     assert ehrseq("check", dataset.root)[0] == 0
-    code, out, _ = ehrseq("cohort", dataset.root, task, tmp_path / "cohort")
+    code, out, err = ehrseq("cohort", dataset.root, task, tmp_path / "cohort")
     assert code == 0
     assert "removed" in out
+    assert err == f"next: ehrseq pretrain {dataset.root} {tmp_path / 'encoder'} --task {task}\n"
     assert ehrseq("pretrain", dataset.root, tmp_path / "encoder", "--epochs", 1, "--quiet")[0] == 0
     code, out, _ = ehrseq(
         *("finetune", dataset.root, task, tmp_path / "bundle", "--encoder", tmp_path / "encoder"),
@@ -92,13 +97,76 @@ def test_one_step_at_a_time_from_records_to_figures(ehrseq, dataset, tmp_path):
     )
     assert code == 0
     assert "is kept" in out
-    code, out, _ = ehrseq("predict", tmp_path / "bundle", dataset.root, tmp_path / "p.parquet")
+    code, out, err = ehrseq("predict", tmp_path / "bundle", dataset.root, tmp_path / "p.parquet")
     assert code == 0
     assert "240 predictions" in out
+    assert err == f"next: ehrseq evaluate {tmp_path / 'p.parquet'} {tmp_path / 'cohort'}\n"
     code, out, _ = ehrseq("evaluate", tmp_path / "p.parquet", tmp_path / "cohort", "--bootstrap", 50)
     assert code == 0
     for figure in ("harrell_c", "uno_c", "ibs", "brier@1826"):
         assert figure in out
+    found = document(ehrseq("evaluate", tmp_path / "p.parquet", tmp_path / "cohort", "--bootstrap", 50, "--json"))
+    uno = found["metrics"]["uno_c"]
+    assert uno["low"] <= uno["value"] <= uno["high"]
+    assert f"{uno['value']:.4f}" in out
+    found = document(ehrseq("predict", tmp_path / "bundle", dataset.root, tmp_path / "p.parquet", "--json"))
+    assert found["n"] == pl.read_parquet(found["path"]).height
+    assert found["row"] not in found["other_rows"]
+
+
+def document(result) -> dict:
+    """Standard output of a verb under --json: one document and nothing else, no suggestion on stderr."""
+    code, out, err = result
+    assert code == 0, err
+    assert "next:" not in err
+    return json.loads(out)
+
+
+def test_the_cohort_as_json_agrees_with_its_files(ehrseq, dataset, tmp_path):
+    found = document(ehrseq("cohort", dataset.root, dataset.root / "task.yaml", tmp_path / "cohort", "--json"))
+    made = Cohort.read(Path(found["cohort"]))
+    assert found["fingerprint"] == made.fingerprint
+    assert found["attrition"] == made.attrition.to_dicts()
+    assert sum(split["patients"] for split in found["splits"].values()) == made.table.height
+    within = made.table.filter((pl.col("event") == 1) & (pl.col("duration") <= made.task.horizon_days))
+    assert sum(split["outcomes"] for split in found["splits"].values()) == within.height
+
+
+def test_check_and_advise_as_json(ehrseq, dataset):
+    found = document(ehrseq("check", dataset.root, "--json"))
+    assert found["ok"]
+    assert found["facts"]["subjects"] == len(dataset.subject_ids())
+    found = document(ehrseq("advise", "--patients", 4000, "--events", 600, "--json"))
+    assert found["recipe"]["strategy"] == "lora"
+    assert found["recipe"]["epochs"] == 100
+
+
+def test_errors_under_json_leave_standard_output_empty(ehrseq, tmp_path):
+    result = ehrseq("check", tmp_path / "nothing", "--json")
+    assert_clear(result, 11, "nothing")
+    assert result[1] == ""
+
+
+def test_the_next_command_is_suggested_unless_quiet(ehrseq, dataset, tmp_path):
+    cohort = tmp_path / "a b" / "cohort"
+    words = ("cohort", dataset.root, dataset.root / "task.yaml", cohort, "--split-seed", 3)
+    suggested = ehrseq(*words)[2].removeprefix("next: ehrseq ")
+    verb, meds, encoder, *options = shlex.split(suggested)
+    assert (verb, meds, encoder) == ("pretrain", str(dataset.root), str(cohort.parent / "encoder"))
+    assert options == ["--task", str(dataset.root / "task.yaml"), "--split-seed", "3"]
+    assert ehrseq(*words, "--quiet")[2] == ""
+
+
+def test_the_version(ehrseq):
+    assert ehrseq("--version")[:2] == (0, f"ehrseq {version('ehrsequencing')}\n")
+
+
+def test_a_shell_completes_verbs_and_options():
+    program = "import sys; sys.argv = ['ehrseq']; from ehrsequencing.cli import main; main()"
+    for words, wanted in (("ehrseq co", {"convert", "cohort"}), ("ehrseq advise --pat", {"--patients"})):
+        ask = {"_EHRSEQ_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | ask)
+        assert set(done.stdout.split()) == wanted
 
 
 def test_an_encoder_of_other_splits_is_refused(ehrseq, dataset, encoder, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -58,17 +60,38 @@ def to_predictions(
     )
 
 
-def predict_to_file(bundle: Path, meds: Path, out: Path, *, labels: Path | None = None, row: str | None = None) -> str:
+@dataclass(frozen=True)
+class PredictionsFile:
+    """A predictions file that was written, and what it holds."""
+
+    path: Path
+    n: int
+    row: str
+    horizon_days: float
+    other_rows: tuple[str, ...]
+
+    def text(self) -> str:
+        """For people."""
+        return (
+            f"{self.n:,} predictions by '{self.row}' in {self.path} "
+            f"(horizon {self.horizon_days:g} days; other rows of this bundle: {', '.join(self.other_rows)})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def predict_to_file(
+    bundle: Path, meds: Path, out: Path, *, labels: Path | None = None, row: str | None = None
+) -> PredictionsFile:
     """``ehrseq predict``: writes the predictions file and says what it holds."""
     _refuse_precious(Path(out), (Path(bundle), Path(meds)))
     loaded = Bundle.load(bundle)
     predictions = predict(loaded, MedsDataset.open(meds), labels=labels, row=row)
     predictions.write(out)
-    others = ", ".join(name for name in loaded.rows if name != predictions.model)
-    return (
-        f"{len(predictions.risk):,} predictions by '{predictions.model}' in {out} "
-        f"(horizon {loaded.grid.tau:g} days; other rows of this bundle: {others})"
-    )
+    others = tuple(name for name in loaded.rows if name != predictions.model)
+    return PredictionsFile(Path(out), len(predictions), predictions.model, loaded.grid.tau, others)
 
 
 def _refuse_precious(out: Path, inputs: tuple[Path, ...]) -> None:

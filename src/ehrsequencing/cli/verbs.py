@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from ehrsequencing.cli.output import Output, beside, cohort_beside, task_beside
+
 app = typer.Typer(
     name="ehrseq",
     help="Time-to-event prediction from longitudinal health records.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -24,11 +25,26 @@ Meds = Annotated[Path, typer.Argument(help="a MEDS dataset (folder with data/ an
 Task = Annotated[Path, typer.Argument(help="the question: a TASK.yaml")]
 Seed = Annotated[int, typer.Option(min=0, help="seed of everything random")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress lines")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress lines, no suggestions")]
+Json = Annotated[bool, typer.Option("--json", help="the result as JSON on stdout, messages on stderr")]
 
 
-def _say(text: str) -> None:
-    typer.echo(text)
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"ehrseq {version('ehrsequencing')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def ehrseq(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Time-to-event prediction from longitudinal health records."""
 
 
 def _threads(count: int | None) -> None:
@@ -45,6 +61,7 @@ def simulate(
     seed: Seed = 0,
     noise_codes: Annotated[int, typer.Option(min=0, help="codes that mean nothing")] = 300,
     competing_death: Annotated[bool, typer.Option(help="patients may die before the outcome")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a MEDS dataset whose true hazards are known, with task.yaml and truth.parquet beside it."""
     from ehrsequencing.config import SimulateConfig
@@ -52,40 +69,52 @@ def simulate(
 
     config = SimulateConfig(patients=patients, seed=seed, noise_codes=noise_codes, competing_death=competing_death)
     dataset = run(out, config)
-    _say(f"{patients:,} simulated patients in {dataset.root}; the task is {dataset.root / 'task.yaml'}")
+    to = Output(quiet=quiet)
+    to.say(f"{patients:,} simulated patients in {dataset.root}; the task is {dataset.root / 'task.yaml'}")
+    to.next("cohort", out, out / "task.yaml", beside(out, "cohort"))
 
 
 @convert.command("synthea", epilog="Example: ehrseq convert synthea exports/csv out/synthea")
 def convert_synthea(
-    src: Annotated[Path, typer.Argument(help="folder of Synthea's CSV files (.csv or .csv.gz)")], out: Out
+    src: Annotated[Path, typer.Argument(help="folder of Synthea's CSV files (.csv or .csv.gz)")],
+    out: Out,
+    quiet: Quiet = False,
 ) -> None:
     """Synthea CSV export -> MEDS; rejected rows are counted and kept in rejects/."""
     from ehrsequencing.sources.synthea import convert_synthea as run
 
-    _say(run(src, out).text())
+    to = Output(quiet=quiet)
+    to.say(run(src, out).text())
+    to.next("check", out)
 
 
 @app.command(epilog="Example: ehrseq check out/synthea")
-def check(meds: Meds) -> None:
+def check(meds: Meds, as_json: Json = False, quiet: Quiet = False) -> None:
     """Facts and problems of a MEDS dataset, looking beyond the schema."""
     from ehrsequencing.events import MedsDataset
     from ehrsequencing.events import check as run
 
-    _say(run(MedsDataset.open(meds)).text())
+    to, report = Output(as_json, quiet), run(MedsDataset.open(meds))
+    to.result(report.text(), report.to_json())
+    to.next("cohort", meds, task_beside(meds), beside(meds, "cohort"))
 
 
 @app.command(epilog="Example: ehrseq cohort out/sim out/sim/task.yaml out/cohort")
-def cohort(meds: Meds, task: Task, out: Out, split_seed: Seed = 0) -> None:
+def cohort(meds: Meds, task: Task, out: Out, split_seed: Seed = 0, as_json: Json = False, quiet: Quiet = False) -> None:
     """Who, when, and what happened: labels with durations, and the attrition table."""
     from ehrsequencing.study import steps
 
-    _say(steps.write_cohort(meds, task, out, split_seed=split_seed).describe())
+    to, made = Output(as_json, quiet), steps.write_cohort(meds, task, out, split_seed=split_seed)
+    to.result(made.describe(), {"cohort": str(out), **made.to_json()})
+    to.next("pretrain", meds, beside(out, "encoder"), "--task", task, *_seeded(split_seed))
 
 
 @app.command(epilog="Example: ehrseq advise --patients 4000 --events 600")
 def advise(
     patients: Annotated[int, typer.Option(min=1, help="labelled patients (training + tuning)")],
     events: Annotated[int, typer.Option(min=0, help="how many of them have the outcome")],
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """The recipe for a cohort of this size, and why."""
     from ehrsequencing.errors import EhrError, Exit
@@ -93,7 +122,9 @@ def advise(
 
     if events > patients:
         raise EhrError(f"{events:,} events among {patients:,} patients", "--events", "count patients", code=Exit.USAGE)
-    _say(choose_recipe(patients, events).text())
+    to, choice = Output(as_json, quiet), choose_recipe(patients, events)
+    to.result(choice.text(), choice.to_json())
+    to.next("finetune", "MEDS", "TASK.yaml", "OUT", "--encoder", "ENCODER")
 
 
 @app.command(epilog="Example: ehrseq pretrain out/sim out/encoder --epochs 10")
@@ -117,7 +148,10 @@ def pretrain(
         summary = steps.write_encoder(
             meds, out, task=task, epochs=epochs, size=size, split_seed=split_seed, seed=seed, progress=progress
         )
-    _say(summary)
+    to = Output(quiet=quiet)
+    to.say(summary)
+    question = task_beside(meds) if task is None else task
+    to.next("finetune", meds, question, beside(out, "bundle"), "--encoder", out, *_seeded(split_seed))
 
 
 @app.command(epilog="Example: ehrseq finetune out/sim out/sim/task.yaml out/bundle --encoder out/encoder")
@@ -141,7 +175,7 @@ def finetune(
     from ehrsequencing.study import steps
 
     _threads(threads)
-    budget = BudgetConfig(max_epochs=max_epochs, patience=patience)
+    to, budget = Output(quiet=quiet), BudgetConfig(max_epochs=max_epochs, patience=patience)
     with ProgressDisplay(quiet) as progress:
         summary = steps.write_bundle(
             meds,
@@ -154,9 +188,10 @@ def finetune(
             split_seed=split_seed,
             seed=seed,
             progress=progress,
-            say=_say,
+            say=to.say,
         )
-    _say(summary)
+    to.say(summary)
+    to.next("predict", out, meds, beside(out, "predictions.parquet"))
 
 
 @app.command(epilog="Example: ehrseq predict out/bundle out/sim out/predictions.parquet")
@@ -166,11 +201,15 @@ def predict(
     out: Out,
     labels: Annotated[Path | None, typer.Option(help="a MEDS label file: whom to predict, and when")] = None,
     row: Annotated[str | None, typer.Option(help="which of the bundle's rows, e.g. lora, wide, lora+wide")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Risks and survival curves for the patients of a dataset, from their records up to prediction_time."""
     from ehrsequencing.inference import predict_to_file
 
-    _say(predict_to_file(bundle, meds, out, labels=labels, row=row))
+    to, written = Output(as_json, quiet), predict_to_file(bundle, meds, out, labels=labels, row=row)
+    to.result(written.text(), written.to_json())
+    to.next("evaluate", out, cohort_beside(out))
 
 
 @app.command(epilog="Example: ehrseq evaluate out/predictions.parquet out/cohort --horizon 365 --horizon 1826")
@@ -180,11 +219,15 @@ def evaluate(
     horizon: Annotated[list[float] | None, typer.Option(help="days; may be given several times")] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="resamples for the intervals")] = 1_000,
     split: Annotated[str, typer.Option(help="which split of the cohort to score")] = "held_out",
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Discrimination and calibration with intervals, on the patients both files share."""
     from ehrsequencing.study import steps
 
-    _say(steps.evaluate_file(predictions, cohort, horizons=tuple(horizon or ()), bootstrap=bootstrap, split=split))
+    to = Output(as_json, quiet)
+    found = steps.evaluate_file(predictions, cohort, horizons=tuple(horizon or ()), bootstrap=bootstrap, split=split)
+    to.result(found.text(), found.to_json())
 
 
 @app.command(epilog="Example: ehrseq run studies/demo.yaml out/demo")
@@ -193,6 +236,7 @@ def run(
     out: Out,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would run, and for how long")] = False,
     threads: Threads = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """All of it: data, cohort, pretraining, every strategy and simple model, comparison and report."""
@@ -200,8 +244,24 @@ def run(
     from ehrsequencing.study import plan, run_study
 
     _threads(threads)
+    to = Output(as_json, quiet)
     if dry_run:
-        _say(plan(study))
+        planned = plan(study)
+        to.result(planned, {"plan": planned})
+        to.next("run", study, out)
         return
     with ProgressDisplay(quiet) as progress:
-        _say(run_study(study, out, progress=progress, say=_say))
+        summary = run_study(study, out, progress=progress, say=to.say)
+    left = {"comparison": str(out / "comparison.json"), "report": str(out / "report.html")}
+    to.result(summary, {"out": str(out), **left})
+    to.next("predict", _a_bundle(out), "MEDS", beside(out, "predictions.parquet"))
+
+
+def _seeded(split_seed: int) -> tuple[str, ...]:
+    """The split seed as the next verb needs it, where it is not the default."""
+    return ("--split-seed", str(split_seed)) if split_seed else ()
+
+
+def _a_bundle(out: Path) -> Path:
+    """A bundle of a finished study, for the example of what to do with one."""
+    return next(iter(sorted((out / "models").glob("*"))), Path("BUNDLE"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -67,6 +68,16 @@ class Cohort:
         parts = [f"Cohort {self.task.name}", aligned(for_people(self.attrition)), aligned(self._split_counts())]
         return "\n\n".join([*parts, self._labels_said()])
 
+    def to_json(self) -> dict[str, Any]:
+        """Fingerprint, attrition, and patients and outcomes (within the horizon) a split: exact, for programs."""
+        splits = {split: {"patients": n, "outcomes": events} for split, n, events in self._exact_counts()}
+        return {
+            "task": self.task.name,
+            "fingerprint": self.fingerprint,
+            "attrition": self.attrition.to_dicts(),
+            "splits": splits,
+        }
+
     def write(self, folder: Path) -> None:
         """Write ``cohort.parquet, attrition.parquet, attrition.csv`` (for people), ``task.json`` and, where the task
         has a horizon, ``labels/<split>.parquet`` (MEDS). A cohort that lies there is replaced whole, at once.
@@ -107,14 +118,18 @@ class Cohort:
                 labels = within_horizon(part, self.task.horizon_days)
                 write_labels(labels, folder / "labels" / f"{split}.parquet")
 
-    def _split_counts(self) -> pl.DataFrame:
-        """``split, patients, outcomes`` (within the horizon) as text, usual splits first, the whole last."""
+    def _exact_counts(self) -> list[tuple[str, int, int]]:
+        """``split, patients, outcomes`` (within the horizon), usual splits first."""
         happened = pl.col("event") == 1
         if self.task.horizon_days is not None:
             happened &= pl.col("duration") <= self.task.horizon_days
         order = {TRAIN: 0, TUNING: 1, HELD_OUT: 2}
         counts = self.table.group_by("split").agg(pl.len().alias("patients"), happened.sum().alias("outcomes"))
-        rows = sorted(counts.iter_rows(), key=lambda row: (order.get(row[0], 3), row[0]))
+        return sorted(counts.iter_rows(), key=lambda row: (order.get(row[0], 3), row[0]))
+
+    def _split_counts(self) -> pl.DataFrame:
+        """The exact counts as text, the whole last."""
+        rows = self._exact_counts()
         splits, patients, outcomes = zip(*rows, strict=True)
         columns = {"patients": [*patients, sum(patients)], "outcomes": [*outcomes, sum(outcomes)]}
         return pl.DataFrame({"split": [*splits, "all"], **{name: suppress(cells) for name, cells in columns.items()}})

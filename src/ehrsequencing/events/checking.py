@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import polars as pl
 
@@ -44,6 +44,10 @@ class CheckReport:
     def ok(self) -> bool:
         """No finding is an error."""
         return all(problem.severity != "error" for problem in self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain data with exact counts, for programs."""
+        return {"name": self.name, "ok": self.ok, "facts": self.facts, "problems": [asdict(p) for p in self.problems]}
 
     def text(self) -> str:
         """The report for people: no identifier, no small cell."""

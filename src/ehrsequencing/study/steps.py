@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -180,10 +182,38 @@ def _tau(cohort: Cohort, grid: Path) -> float:
         raise EhrError(f"not a time grid: {error}", str(grid), "make the cohort again", code=Exit.COHORT) from None
 
 
+@dataclass(frozen=True)
+class FileScores:
+    """Figures of a predictions file on the patients of a split: ``n`` of its ``of`` patients have a prediction."""
+
+    model: str
+    split: str
+    n: int
+    of: int
+    tau: float
+    figures: dict[str, Interval]
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"{self.n:,} of {self.of:,} patients of '{self.split}', horizon {self.tau:g} days"]
+        if self.n < self.of:
+            lines.append("warning: patients without a prediction were left out; that can flatter a model")
+        for name, interval in self.figures.items():
+            span = "" if interval.low is None else f"  (95% {interval.low:.4f} to {interval.high:.4f})"
+            lines.append(f"  {name:<16}{interval.value:.4f}{span}")
+        return "\n".join([*lines, INTERVAL_MEANING])
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        metrics = {name: interval.to_json() for name, interval in self.figures.items()}
+        facts = {name: getattr(self, name) for name in ("model", "split", "n", "of", "tau")}
+        return {**facts, "metrics": metrics, "interval": INTERVAL_MEANING}
+
+
 def evaluate_file(
     predictions: Path, cohort: Path, *, horizons: tuple[float, ...] = (), bootstrap: int = 1_000, split: str
-) -> str:
-    """``ehrseq evaluate``: anybody's predictions on the patients of a cohort's split, as text."""
+) -> FileScores:
+    """``ehrseq evaluate``: anybody's predictions on the patients of a cohort's split."""
     known, given = Cohort.read(cohort), Predictions.read(predictions)
     tau = _tau(known, Path(cohort) / "grid.json")
     for horizon in horizons:
@@ -231,10 +261,4 @@ def evaluate_file(
         horizons=horizons or (tau,),
         n_boot=bootstrap,
     )
-    lines = [f"{shared.height:,} of {judged.height:,} patients of '{split}', horizon {tau:g} days"]
-    if shared.height < judged.height:
-        lines.append("warning: patients without a prediction were left out; that can flatter a model")
-    for name, interval in figures.items():
-        span = "" if interval.low is None else f"  (95% {interval.low:.4f} to {interval.high:.4f})"
-        lines.append(f"  {name:<16}{interval.value:.4f}{span}")
-    return "\n".join([*lines, INTERVAL_MEANING])
+    return FileScores(given.model, split, shared.height, judged.height, tau, figures)

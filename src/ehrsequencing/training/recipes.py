@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from ehrsequencing.config import MIN_CELL, MIN_TRAIN_EVENTS, MIN_TUNING_EVENTS, SPLIT_FRACTIONS, BudgetConfig
 
@@ -121,6 +122,10 @@ class Choice:
     recipe: Recipe
     sentence: str
     warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe's settings, the sentence and the warnings, for programs."""
+        return {"sentence": self.sentence, "warnings": list(self.warnings), "recipe": asdict(self.recipe)}
 
     def text(self) -> str:
         """For people: the recipe as a short list of settings."""
