@@ -9,7 +9,7 @@ EHR_DATA ?= ../shared/data
 export EHR_DATA
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check fast clean
+.PHONY: demo test check fast docs clean
 
 demo: $(VENV)/.run
 	$(BIN)/ehrseq run studies/demo.yaml $(OUT)/demo
@@ -26,13 +26,21 @@ check: $(VENV)/.dev
 fast: $(VENV)/.dev
 	$(BIN)/pytest -n 2 -m "not slow"
 
+export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict --quiet
+
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[dev,docs]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(PIP) -e '.[docs]'
 	touch $@
 
 clean:
