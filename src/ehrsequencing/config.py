@@ -29,6 +29,8 @@ TOKEN_BUDGET = 4_096
 """Padded tokens in one micro-batch: bounds memory, never the size of an optimiser step."""
 SUBJECTS_PER_SHARD = 2_000
 """Subjects in one file of a written dataset; what is in memory at once while converting."""
+SAVE_SECONDS = 30.0
+"""Seconds between two savings of a training run's state, at least."""
 
 
 class Strict(BaseModel):

@@ -228,6 +228,14 @@ class FootprintAudit:
             parameters = dict(model.named_parameters())
             self._waiting -= {name for name in self._waiting if _has_gradient(parameters[name])}
 
+    def state(self) -> dict[str, Any]:
+        """What it has seen so far, as plain data."""
+        return {"waiting": sorted(self._waiting), "steps": self._steps, "notes": self.notes}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` gave."""
+        self._waiting, self._steps, self.notes = set(state["waiting"]), state["steps"], list(state["notes"])
+
     def assert_after_epoch(self, model: nn.Module) -> None:
         """EhrError naming the trainable tensors that never had a gradient and the frozen ones that moved."""
         unused = {name: why for name in self._waiting for tail, why in OPTIONAL_INPUTS.items() if name.endswith(tail)}

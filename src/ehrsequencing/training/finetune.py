@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64
-from torch import Tensor, nn
+from torch import Tensor
 
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.config import TRAIN, TUNING, OptimizerConfig
@@ -25,6 +25,7 @@ from ehrsequencing.training.checkpoints import calibrated_among_the_best
 from ehrsequencing.training.loop import Epoch, Progress, Schedule, Tick, silent, train
 from ehrsequencing.training.objectives import SurvivalObjective, TuningScore
 from ehrsequencing.training.recipes import Recipe
+from ehrsequencing.training.resume import Resume, module_digest
 
 
 class FeatureCache:
@@ -37,7 +38,7 @@ class FeatureCache:
     def get(self, model: BEHRTForSurvival, data: SurvivalData) -> Float32[Tensor, "N F"]:
         """Features of every row of ``data`` under the model's encoder, in eval mode."""
         order = hashlib.blake2b(data.tokens.subject_id.tobytes(), digest_size=16).hexdigest()
-        key = f"{_digest(model.behrt)}/{data.tokens.fingerprint}/{order}/{model.config.attention}"
+        key = f"{module_digest(model.behrt)}/{data.tokens.fingerprint}/{order}/{model.config.attention}"
         if key not in self._kept:
             self._kept[key] = encode(model, data.tokens, np.arange(len(data)))
             self.encoder_passes += 1
@@ -83,22 +84,25 @@ def finetune(
     dropout: float | None = None,
     cache: FeatureCache | None = None,
     progress: Progress = silent,
+    resume: Resume | None = None,
 ) -> FineTuned:
     """Fit one strategy on the training split, stopped and selected on the tuning split; held-out rows are only scored.
 
     ``encoder`` is copied, never changed; a strategy with a random encoder takes its sizes alone.
+    ``resume`` says where the loop's state is saved as it goes, and taken up again after a killed run.
     """
     started = time.perf_counter()
     strategy, cache = find_strategy(strategy), cache or FeatureCache()
     if strategy.head == "best":
         heads = [replace(strategy, head="mlp"), replace(strategy, head="linear")]
-        fits = [_fit(data, s, recipe, encoder, seed, dropout, cache, progress) for s in heads]
+        fits = [_fit(data, s, recipe, encoder, seed, dropout, cache, progress, resume) for s in heads]
         best = min(fits, key=lambda fit: fit.tuning(data)["tuning_nll"])
         best.notes.append(f"{best.strategy.head} head kept: lower tuning likelihood loss")
         fitted = replace(best, strategy=strategy)
     else:
-        fitted = _fit(data, strategy, recipe, encoder, seed, dropout, cache, progress)
-    return replace(fitted, seconds=time.perf_counter() - started)
+        fitted = _fit(data, strategy, recipe, encoder, seed, dropout, cache, progress, resume)
+    spent = sum(epoch.seconds for epoch in fitted.history)  # part of it before the run was killed, perhaps
+    return replace(fitted, seconds=max(spent, time.perf_counter() - started))
 
 
 def _fit(
@@ -110,6 +114,7 @@ def _fit(
     dropout: float | None,
     cache: FeatureCache,
     progress: Progress,
+    resume: Resume | None,
 ) -> FineTuned:
     torch.manual_seed(seed)
     overrides: dict[str, Any] = {"n_bins": data.grid.n_bins, "head": strategy.head}
@@ -119,7 +124,7 @@ def _fit(
     _prepare_head(model, data, cache)
     if strategy.head == "linear":
         return _fit_linear(model, data, strategy, cache, progress)
-    return _fit_by_loop(model, data, strategy, recipe, seed, cache, progress)
+    return _fit_by_loop(model, data, strategy, recipe, seed, cache, progress, resume)
 
 
 def _prepare_head(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache) -> None:
@@ -163,6 +168,7 @@ def _fit_by_loop(
     seed: int,
     cache: FeatureCache,
     progress: Progress,
+    resume: Resume | None,
 ) -> FineTuned:
     objective = _objective(model, data, strategy, recipe, cache)
     optimizer = OptimizerConfig(
@@ -173,7 +179,8 @@ def _fit_by_loop(
     counts = model.get_trainable_parameters()
     progress(Tick(strategy.name, 0, recipe.epochs, _footprint(model, strategy)))
     choose = calibrated_among_the_best(objective) if recipe.checkpoint == "c_index+calibration" else None
-    history = train(model, objective, schedule, title=strategy.name, progress=progress, audit=audit, choose=choose)
+    history = train(model, objective, schedule, title=strategy.name, progress=progress, audit=audit, choose=choose,
+                    resume=resume)  # fmt: skip
     model.eval()
     notes = list(audit.notes)
     if objective.steps_without_pairs:
@@ -207,11 +214,3 @@ def _head_logits(model: BEHRTForSurvival, features: Float32[Tensor, "N F"]) -> F
 
 def _footprint(model: BEHRTForSurvival, strategy: Strategy) -> str:
     return footprint(model) if strategy.head == "mlp" else f"{footprint(model)}, by a convex fit"
-
-
-def _digest(module: nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +17,14 @@ from ehrsequencing.batches import epoch_batches
 from ehrsequencing.config import OptimizerConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.strategies import FootprintAudit
+from ehrsequencing.training.resume import (
+    Resume,
+    Snapshot,
+    StateStore,
+    optimizer_state,
+    restore_optimizer,
+    run_fingerprint,
+)
 
 NO_DECAY = ("bias", "norm", "embedding")
 
@@ -31,6 +40,15 @@ class Objective(Protocol):
 
     def validate(self) -> dict[str, float]:
         """Metrics after an epoch, model in eval mode; ``score`` (higher is better) selects the checkpoint."""
+
+    def fingerprint(self) -> str:
+        """Of its data and settings: a state is taken up only under the same one."""
+
+    def state(self) -> Snapshot:
+        """Whatever in it moves from step to step (generators, counts, what ``validate`` collects), not the model."""
+
+    def restore(self, state: Snapshot) -> None:
+        """Put back what ``state`` gave."""
 
 
 @dataclass(frozen=True)
@@ -147,74 +165,175 @@ def train(
     progress: Progress = silent,
     audit: FootprintAudit | None = None,
     choose: Callable[[list[Epoch]], int] | None = None,
+    resume: Resume | None = None,
 ) -> list[Epoch]:
     """Train ``model`` in place and leave it at the selected epoch; returns the history.
 
     Stops when ``score`` has not improved for ``schedule.patience`` epochs. ``choose`` may pick another epoch than the
     best-scoring one (all states are then kept until the end). ``audit`` is asserted at the end of the first epoch.
+    With ``resume``, the state is saved as the loop goes, and a run that was killed goes on from its last saving, in
+    mid-epoch, to the same bytes (the same number of threads provided).
+
+    Raises:
+        EhrError: the loss, or every epoch's score, was not a number (exit 11).
     """
-    torch.manual_seed(schedule.seed)
-    generator = np.random.default_rng(schedule.seed)
-    steps_per_epoch = math.ceil(objective.n_rows / schedule.batch_size)
-    optimizer = make_optimizer(model, schedule.optimizer)
-    factor = warmup_cosine(schedule.epochs * steps_per_epoch, schedule.optimizer.warmup_fraction)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    checkpoints, history = Checkpoints(), []
-    for epoch in range(schedule.epochs):
-        started = time.perf_counter()
-        batches = epoch_batches(objective.n_rows, schedule.batch_size, generator)
-        ticking = _ticks(batches, title, epoch, steps_per_epoch, schedule.epochs, progress)
-        loss = _one_epoch(model, objective, ticking, optimizer, scheduler, schedule.optimizer.clip_norm, audit, title)
-        if audit is not None and epoch == 0:
-            audit.assert_after_epoch(model)
-        model.eval()
-        metrics = objective.validate()
-        rate = optimizer.param_groups[0]["lr"]
-        history.append(Epoch(epoch, loss, rate, time.perf_counter() - started, metrics))
-        checkpoints.offer(epoch, metrics["score"], model, keep_all=choose is not None)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "score")
-        progress(Tick(title, epoch + 1, schedule.epochs, f"epoch {epoch + 1}: loss {loss:.4f}  {shown}"))
-        if schedule.patience is not None and epoch - checkpoints.best_epoch >= schedule.patience:
-            break
-    selected = checkpoints.best_epoch if choose is None else choose(history)
-    restore(model, checkpoints.kept[selected])
-    history[selected].best = True
-    progress(Tick(title, schedule.epochs, schedule.epochs, f"kept epoch {selected + 1} of {len(history)}"))
-    return history
+    run = _Run(model, objective, schedule, title, progress, audit, choose is not None)
+    store = None if resume is None else StateStore(resume, run.fingerprint())
+    finished = store is not None and run.take_up(store)
+    while not (finished or run.over()):
+        run.one_epoch(store)
+    return run.finish(choose, store)
 
 
-def _ticks(
-    batches: Iterator[np.ndarray], title: str, epoch: int, steps: int, epochs: int, progress: Progress
-) -> Iterator[np.ndarray]:
-    for step, rows in enumerate(batches):
-        yield rows
-        progress(Tick(title, epoch + (step + 1) / (steps + 1), epochs))
+class _Run:
+    """Everything that moves while a model is trained, and how it is put away and taken up again."""
 
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        schedule: Schedule,
+        title: str,
+        progress: Progress,
+        audit: FootprintAudit | None,
+        keep_all: bool,
+    ) -> None:
+        self.model, self.objective, self.schedule = model, objective, schedule
+        self.title, self.progress, self.audit, self.keep_all = title, progress, audit, keep_all
+        torch.manual_seed(schedule.seed)
+        self.generator = np.random.default_rng(schedule.seed)
+        self.steps = math.ceil(objective.n_rows / schedule.batch_size)
+        self.optimizer = make_optimizer(model, schedule.optimizer)
+        factor = warmup_cosine(schedule.epochs * self.steps, schedule.optimizer.warmup_fraction)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.checkpoints, self.history = Checkpoints(), list[Epoch]()
+        self.selected: int | None = None
+        self._begin_epoch()
 
-def _one_epoch(
-    model: nn.Module,
-    objective: Objective,
-    batches: Iterator[np.ndarray],
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    clip_norm: float,
-    audit: FootprintAudit | None,
-    title: str,
-) -> float:
-    model.train()
-    losses, parameters = [], [p for group in optimizer.param_groups for p in group["params"]]
-    for rows in batches:
-        optimizer.zero_grad(set_to_none=True)
-        loss = objective.loss(rows)
-        losses.append(loss.detach())
+    def _begin_epoch(self) -> None:
+        """The order of the epoch's rows is drawn from the generator as it is now."""
+        self.order = self.generator.bit_generator.state
+        self.losses: list[Tensor] = []
+        self.spent, self.started = 0.0, time.perf_counter()
+
+    def over(self) -> bool:
+        """All epochs done, or no patience left."""
+        epoch, patience = len(self.history) - 1, self.schedule.patience
+        impatient = patience is not None and epoch >= 0 and epoch - self.checkpoints.best_epoch >= patience
+        return impatient or len(self.history) == self.schedule.epochs
+
+    def one_epoch(self, store: StateStore | None) -> None:
+        """The epoch's remaining steps, then its validation."""
+        epoch = len(self.history)
+        self.model.train()
+        self.generator.bit_generator.state = self.order
+        batches = epoch_batches(self.objective.n_rows, self.schedule.batch_size, self.generator)
+        for rows in itertools.islice(batches, len(self.losses), None):
+            self._step(rows)
+            self.progress(Tick(self.title, epoch + len(self.losses) / (self.steps + 1), self.schedule.epochs))
+            self._save_if_due(store)
+        loss = self._mean_loss()
+        if self.audit is not None and epoch == 0:
+            self.audit.assert_after_epoch(self.model)
+        self.model.eval()
+        self._record(epoch, loss, self.objective.validate())
+        self._begin_epoch()
+        self._save_if_due(store)
+
+    def _step(self, rows: np.ndarray) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.objective.loss(rows)
+        self.losses.append(loss.detach())
         if loss.requires_grad:  # a step may have nothing to learn from, as when no code was selected
             loss.backward()
-            if audit is not None:
-                audit.observe(model)
-            nn.utils.clip_grad_norm_(parameters, clip_norm)
-            optimizer.step()
-        scheduler.step()
-    mean = float(torch.stack(losses).mean())
-    if not math.isfinite(mean):
-        raise EhrError(f"the training loss became {mean}", title, "lower the learning rate", code=Exit.DATA)
-    return mean
+            if self.audit is not None:
+                self.audit.observe(self.model)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.schedule.optimizer.clip_norm)
+            self.optimizer.step()
+        self.scheduler.step()
+
+    def _mean_loss(self) -> float:
+        mean = float(torch.stack(self.losses).mean())
+        if not math.isfinite(mean):
+            raise EhrError(f"the training loss became {mean}", self.title, "lower the learning rate", code=Exit.DATA)
+        return mean
+
+    def _record(self, epoch: int, loss: float, metrics: dict[str, float]) -> None:
+        seconds = self.spent + time.perf_counter() - self.started
+        self.history.append(Epoch(epoch, loss, self.optimizer.param_groups[0]["lr"], seconds, metrics))
+        self.checkpoints.offer(epoch, metrics["score"], self.model, keep_all=self.keep_all)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "score")
+        said = f"epoch {epoch + 1}: loss {loss:.4f}  {shown}"
+        self.progress(Tick(self.title, epoch + 1, self.schedule.epochs, said))
+
+    def finish(self, choose: Callable[[list[Epoch]], int] | None, store: StateStore | None) -> list[Epoch]:
+        """Leave the model at the selected epoch, and keep the finished state where one is kept."""
+        if self.selected is None:
+            self.selected = self.checkpoints.best_epoch if choose is None else choose(self.history)
+            if self.selected not in self.checkpoints.kept:
+                what = "the validation score was not a number in any epoch"
+                raise EhrError(what, self.title, "lower the learning rate", code=Exit.DATA)
+            self.checkpoints.kept = {self.selected: self.checkpoints.kept[self.selected]}
+            self.history[self.selected].best = True
+            if store is not None:
+                store.save(self.snapshot(), self.checkpoints.kept)
+        restore(self.model, self.checkpoints.kept[self.selected])
+        said = f"kept epoch {self.selected + 1} of {len(self.history)}"
+        self.progress(Tick(self.title, self.schedule.epochs, self.schedule.epochs, said))
+        return self.history
+
+    def _save_if_due(self, store: StateStore | None) -> None:
+        if store is not None and store.due():
+            store.save(self.snapshot(), self.checkpoints.kept)
+
+    def fingerprint(self) -> str:
+        """What a state must have been saved under to be taken up by this run."""
+        settings = {**vars(self.schedule), "optimizer": self.schedule.optimizer.model_dump(mode="json")}
+        settings |= {"title": self.title, "keep_all": self.keep_all}
+        return run_fingerprint(self.model, settings, self.objective.fingerprint())
+
+    def snapshot(self) -> Snapshot:
+        """The whole state but the kept epochs; taken between two steps."""
+        found = Snapshot({f"model/{name}": value for name, value in trainable_state(self.model).items()})
+        found.tensors["losses"] = torch.stack(self.losses) if self.losses else torch.zeros(0)
+        found.tensors["random"] = torch.get_rng_state()
+        found.facts = {
+            "model": {},
+            "order": self.order,
+            "scheduler": self.scheduler.state_dict(),
+            "spent": self.spent + time.perf_counter() - self.started,
+            "history": [vars(epoch) for epoch in self.history],
+            "best": [self.checkpoints.best_epoch, self.checkpoints.best_score],
+            "selected": self.selected,
+            "audit": None if self.audit is None else self.audit.state(),
+        }
+        found.join("optimizer", optimizer_state(self.optimizer))
+        found.join("objective", self.objective.state())
+        return found
+
+    def take_up(self, store: StateStore) -> bool:
+        """Go on from a kept state, where there is one of this very run; True where it had finished."""
+        kept = store.load()
+        if kept is None:
+            if store.note:
+                self.progress(Tick(self.title, 0, self.schedule.epochs, store.note))
+            return False
+        state, self.checkpoints.kept = kept
+        facts = state.facts
+        restore(self.model, state.part("model").tensors)
+        restore_optimizer(self.optimizer, state.part("optimizer"))
+        self.scheduler.load_state_dict(facts["scheduler"])
+        self.objective.restore(state.part("objective"))
+        self.order, self.losses = facts["order"], list(state.tensors["losses"])
+        self.generator.bit_generator.state = self.order
+        self.history = [Epoch(**epoch) for epoch in facts["history"]]
+        self.checkpoints.best_epoch, self.checkpoints.best_score = facts["best"]
+        if self.audit is not None:
+            self.audit.restore(facts["audit"])
+        torch.set_rng_state(state.tensors["random"])
+        self.selected, self.spent, self.started = facts["selected"], facts["spent"], time.perf_counter()
+        epoch, step = len(self.history) + 1, len(self.losses)
+        said = "finished earlier" if self.selected is not None else f"resumed in epoch {epoch}, after {step} steps"
+        self.progress(Tick(self.title, epoch - 1, self.schedule.epochs, said))
+        return self.selected is not None

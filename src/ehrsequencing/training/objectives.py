@@ -15,6 +15,7 @@ from ehrsequencing.evaluation.metrics import harrell_c, integrated_brier
 from ehrsequencing.models.losses import hybrid_loss
 from ehrsequencing.nonparametric import censoring_distribution
 from ehrsequencing.timegrid import TimeGrid
+from ehrsequencing.training.resume import Snapshot, digest_of
 
 Forward = Callable[[np.ndarray], Tensor]
 """Positions of rows of a SurvivalData to hazard logits [n, K]."""
@@ -53,7 +54,7 @@ class SurvivalObjective:
     def __init__(self, data: SurvivalData, forward: Forward, lambda_rank: float) -> None:
         self.train, self.tuning = data.index(TRAIN), data.index(TUNING)
         self.targets, self.score = data.targets(self.train), TuningScore(data)
-        self.forward, self.lambda_rank = forward, lambda_rank
+        self.data, self.forward, self.lambda_rank = data, forward, lambda_rank
         self.n_rows = len(self.train)
         self.steps_without_pairs = 0
         self.tuning_logits: list[Float64[np.ndarray, "m K"]] = []
@@ -75,6 +76,30 @@ class SurvivalObjective:
         logits = self.forward(self.tuning).double().numpy()  # [m, K]
         self.tuning_logits.append(logits)
         return {**self._train_c(), **self.score(logits)}
+
+    def fingerprint(self) -> str:
+        """Of the tokens, the outcomes on their grid, the division, and the ranking term's weight."""
+        own, tuned = self.targets, self.score
+        outcomes = [own.duration.numpy(), own.event.numpy(), tuned.duration, tuned.event]
+        parts = [self.data.tokens.fingerprint, self.data.grid.fingerprint, self.train, self.tuning]
+        return digest_of([*parts, *outcomes, float(self.lambda_rank)])
+
+    def state(self) -> Snapshot:
+        """What was counted, and the logits of this epoch's steps and of earlier epochs' tuning rows."""
+        tensors: dict[str, Tensor] = {}
+        if self._seen:
+            tensors["rows"] = torch.from_numpy(np.concatenate([rows for rows, _ in self._seen]))
+            tensors["logits"] = torch.cat([logits for _, logits in self._seen])
+        if self.tuning_logits:
+            tensors["tuning"] = torch.from_numpy(np.stack(self.tuning_logits))
+        return Snapshot(tensors, {"steps_without_pairs": self.steps_without_pairs})
+
+    def restore(self, state: Snapshot) -> None:
+        """Count and collect on from where ``state`` was taken."""
+        kept = state.tensors
+        self.steps_without_pairs = state.facts["steps_without_pairs"]
+        self._seen = [(kept["rows"].numpy(), kept["logits"])] if "rows" in kept else []
+        self.tuning_logits = list(kept["tuning"].numpy()) if "tuning" in kept else []
 
     def _train_c(self) -> dict[str, float]:
         """Harrell's C of the epoch's own steps, dropout on, weights moving; beside tuning C it shows overfitting."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from ehrsequencing.models.pretraining import BEHRTForMaskedLM, mask_tokens
 from ehrsequencing.models.strategies import FootprintAudit
 from ehrsequencing.tokens import N_SPECIAL, Tokenizer, TokenStore
 from ehrsequencing.training.loop import Epoch, Progress, Schedule, silent, train
+from ehrsequencing.training.resume import Resume, Snapshot, digest_of
 
 VALIDATION_SEED = 7
 """Validation masks are drawn from this seed at every epoch, so that epochs are compared on the same positions."""
@@ -57,6 +57,20 @@ class MaskedCodes:
             total, count = total + out.loss * out.n_selected, count + out.n_selected
         return total / max(count, 1)
 
+    def fingerprint(self) -> str:
+        """Of the records, their division, and the settings."""
+        rows = [self.train_rows, self.valid_rows]
+        return digest_of([self.store.fingerprint, *rows, self.config.model_dump(mode="json"), self.vocab_size])
+
+    def state(self) -> Snapshot:
+        """The generators of cuts and masks."""
+        return Snapshot({"masks": self.masks.get_state()}, {"cuts": self.cuts.bit_generator.state})
+
+    def restore(self, state: Snapshot) -> None:
+        """Draw on from where ``state`` was taken."""
+        self.masks.set_state(state.tensors["masks"])
+        self.cuts.bit_generator.state = state.facts["cuts"]
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss and accuracy on the validation subjects' whole records, and the rate of always guessing one code."""
@@ -89,15 +103,16 @@ def pretrain(
     *,
     seed: int = 0,
     progress: Progress = silent,
+    resume: Resume | None = None,
 ) -> Pretrained:
     """Masked-code pretraining on the records of ``store``, all of them training subjects' own.
 
-    A share of the subjects is kept for validation; the epoch with the lowest validation loss is kept.
+    A share of the subjects is kept for validation; the epoch with the lowest validation loss is kept. ``resume`` says
+    where the state is saved as it goes, and taken up again after a killed run.
 
     Raises:
         EhrError: fewer than two records with a code to guess (exit 11).
     """
-    started = time.perf_counter()
     usable = np.flatnonzero(store.lengths > 1)
     if len(usable) < 2 or tokenizer.vocab_size <= N_SPECIAL:
         raise EhrError(
@@ -113,13 +128,14 @@ def pretrain(
     n_valid = max(1, round(config.validation_fraction * len(usable)))
     objective = MaskedCodes(model, store, np.sort(order[n_valid:]), np.sort(order[:n_valid]), config, seed)
     schedule = Schedule(config.epochs, config.batch_size, config.optimizer, None, seed)
-    history = train(model, objective, schedule, title="pretraining", progress=progress, audit=FootprintAudit(model))
+    history = train(model, objective, schedule, title="pretraining", progress=progress, audit=FootprintAudit(model),
+                    resume=resume)  # fmt: skip
     model.eval()
-    return Pretrained(model, _record(history, objective, store, config, seed, time.perf_counter() - started))
+    return Pretrained(model, _record(history, objective, store, config, seed))
 
 
 def _record(
-    history: list[Epoch], objective: MaskedCodes, store: TokenStore, config: PretrainConfig, seed: int, seconds: float
+    history: list[Epoch], objective: MaskedCodes, store: TokenStore, config: PretrainConfig, seed: int
 ) -> dict[str, Any]:
     best = next(epoch for epoch in history if epoch.best)
     return {
@@ -131,7 +147,7 @@ def _record(
         "tokens_fingerprint": store.fingerprint,
         "settings": config.model_dump(mode="json"),
         "seed": seed,
-        "seconds": seconds,
+        "seconds": sum(epoch.seconds for epoch in history),
         **{name: best.metrics[name] for name in ("validation_loss", "accuracy", "most_frequent_code")},
         "history": [epoch.to_dict() for epoch in history],
     }
