@@ -146,7 +146,7 @@ def test_no_comparable_pair_and_broken_risks_are_refused() -> None:
         harrell_c(duration, nobody, np.array([0.1, 0.2]))
     assert error.value.code is Exit.COHORT
     with pytest.raises(EhrError, match="expected 2 finite risks, found 1 not finite") as error:
-        harrell_c(duration, ~nobody, np.array([0.1, np.nan]))
+        harrell_c(duration, 1 - nobody, np.array([0.1, np.nan]))
     assert error.value.code is Exit.BUNDLE
 
 

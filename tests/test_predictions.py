@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +175,62 @@ def test_horizon_files_leave_out_the_censored_and_count_them(tmp_path: Path) -> 
         write_horizon_labels(predictions, outcomes[1:], [50.0], tmp_path)
     with pytest.raises(EhrError, match="expected times"):
         write_horizon_labels(predictions, outcomes, [200.0], tmp_path)
+
+
+def with_cifs(n: int = 5, m: int = 4) -> Predictions:
+    base = made(n, m)
+    share = np.random.default_rng(1).dirichlet(np.ones(2), n)
+    lost = 1.0 - base.survival
+    return replace(base, cif={"outcome": lost * share[:, :1], "death": lost * share[:, 1:]})
+
+
+def test_incidences_are_written_read_taken_and_pooled(tmp_path: Path) -> None:
+    predictions = with_cifs()
+    predictions.write(tmp_path / "p.parquet")
+    assert list(pl.read_parquet_schema(tmp_path / "p.parquet"))[-2:] == ["cif_outcome", "cif_death"]
+    again = Predictions.read(tmp_path / "p.parquet")
+    pooled = Predictions.concat([again.take(np.array([3, 4])), again.take(np.array([0, 1, 2]))])
+    for cause in ("outcome", "death"):
+        np.testing.assert_array_equal(again.cif[cause], predictions.cif[cause])
+        np.testing.assert_array_equal(pooled.cif[cause], predictions.cif[cause][[3, 4, 0, 1, 2]])
+    with pytest.raises(EhrError, match="causes"):
+        Predictions.concat([again.take(np.array([0])), replace(again.take(np.array([1])), cif={})])
+
+
+def test_risk_of_the_outcome_is_its_incidence_or_what_survival_lacks() -> None:
+    several, one = with_cifs(), made()
+    times = np.array([0.0, 12.5, 25.0, 100.0])
+    np.testing.assert_allclose(several.outcome_risk_at(times)[:, 2:], several.cif["outcome"][:, [0, 3]])
+    np.testing.assert_allclose(several.outcome_risk_at(times)[:, 1], several.cif["outcome"][:, 0] / 2)
+    np.testing.assert_array_equal(several.outcome_risk_at(times)[:, 0], 0)
+    np.testing.assert_array_equal(one.outcome_risk_at(times), 1 - one.survival_at(times))
+    with pytest.raises(EhrError, match="no cumulative incidence of 'stroke'"):
+        several.cif_at("stroke", times)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda cif: {"death": cif["death"]}, "column 'cif_outcome': is missing"),
+        (lambda cif: {**cif, "death": cif["death"] / 2}, "do not add to 1"),
+        (lambda cif: {**cif, "death": cif["death"][:, ::-1]}, "'cif_death': 5 curves decrease"),
+        (lambda cif: {**cif, "death": cif["death"] - 1}, "'cif_death': 20 values outside"),
+        (lambda cif: {**cif, "death": cif["death"] * np.nan}, "'cif_death': 20 values are NaN"),
+        (lambda cif: {**cif, "death": cif["death"][:, :2]}, "'cif_death': expected as many values as survival"),
+    ],
+)
+def test_incidences_that_cannot_be_are_refused(change, said) -> None:
+    predictions = with_cifs()
+    with pytest.raises(EhrError, match=said) as error:
+        replace(predictions, cif=change(predictions.cif))
+    assert error.value.code is Exit.BUNDLE
+
+
+def test_a_subject_may_be_asked_about_twice_but_not_at_the_same_time(tmp_path: Path) -> None:
+    predictions = made()
+    days = predictions.prediction_time + np.arange(5).astype("timedelta64[D]")
+    several = replace(predictions, subject_id=np.full(5, 7), prediction_time=days)
+    several.write(tmp_path / "p.parquet")
+    assert len(Predictions.read(tmp_path / "p.parquet")) == 5
+    with pytest.raises(EhrError, match="1 rows repeat a subject at the same prediction_time"):
+        replace(several, prediction_time=days[[0, 0, 2, 3, 4]])

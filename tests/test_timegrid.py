@@ -13,8 +13,9 @@ from scipy.optimize import minimize
 
 from ehrsequencing.config import CURVE_POINTS
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.hazards import log_softplus
 from ehrsequencing.nonparametric import KaplanMeier
-from ehrsequencing.timegrid import TimeGrid, choose_tau, log_softplus, truncate
+from ehrsequencing.timegrid import TimeGrid, choose_tau, truncate
 
 
 def outcome(n: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

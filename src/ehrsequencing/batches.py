@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64, Integer
 from torch import Tensor
 
-from ehrsequencing.config import DAYS_PER_YEAR
+from ehrsequencing.config import DAYS_PER_YEAR, OUTCOME
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.features import FeatureMatrix
 from ehrsequencing.timegrid import TimeGrid
@@ -156,7 +156,7 @@ class Targets:
 
     Attributes:
         duration: days.
-        event: 1 outcome, 0 censored.
+        event: 0 censored, 1 outcome, 2, 3, … competing events.
         bin: index k of the bin (a, b] that holds the duration.
         fraction: elapsed share of that bin, in (0, 1].
     """
@@ -194,6 +194,7 @@ class SurvivalData:
     Attributes:
         rows: ``subject_id, prediction_time, duration, event, split``, truncated at τ.
         tokens, features: of the same rows, in the same order.
+        causes: the names of events 1, 2, …, the outcome first.
     """
 
     rows: pl.DataFrame
@@ -202,6 +203,7 @@ class SurvivalData:
     grid: TimeGrid
     tokenizer: Tokenizer
     cohort_fingerprint: str
+    causes: tuple[str, ...] = (OUTCOME,)
 
     def __post_init__(self) -> None:
         sizes = {"tokens": len(self.tokens), "features": len(self.features.values)}
@@ -217,9 +219,18 @@ class SurvivalData:
             raise EhrError("tokens are of other subjects", "SurvivalData", "tokenise these rows", code=Exit.COHORT)
         if self.tokens.tokenizer_fingerprint != self.tokenizer.fingerprint:
             raise EhrError("tokens were made by another tokenizer", "SurvivalData", "tokenise again", code=Exit.COHORT)
+        highest = int(self.rows["event"].max() or 0)  # type: ignore[arg-type]
+        if highest > len(self.causes):
+            what = f"expected event codes up to {len(self.causes)} ({', '.join(self.causes)}), found {highest}"
+            raise EhrError(what, "SurvivalData", "name the competing causes", code=Exit.COHORT)
 
     def __len__(self) -> int:
         return self.rows.height
+
+    @property
+    def n_causes(self) -> int:
+        """R."""
+        return len(self.causes)
 
     def index(self, split: str) -> Int64[np.ndarray, " m"]:
         """Positions of the rows of ``train``, ``tuning`` or ``held_out``, ascending."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,33 @@ import polars as pl
 from jaxtyping import Float64, Int64, Integer
 
 from ehrsequencing.cohort.labels import within_horizon
+from ehrsequencing.config import OUTCOME
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.files import staged_file
 
 TOLERANCE = 1e-6
 """By how much survival may leave [0, 1] or rise: rounding of single-precision models."""
+SUM_TOLERANCE = 1e-4
+"""By how much survival and the cumulative incidences of all causes may miss 1 when added."""
+CIF = "cif_"
+"""Columns of cumulative incidence: this and the cause's name."""
 COLUMNS = ("subject_id", "prediction_time", "risk", "horizon_days", "survival")
 _FINGERPRINT, _MODEL = "ehrsequencing.cohort_fingerprint", "ehrsequencing.model"
-_FIX = "write the file as docs describe: one row a subject, survival at the same rising horizons in every row"
+_FIX = "write the file as docs describe: one row a subject and prediction_time, curves at the same rising horizons"
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """One model's answer for n subjects.
+    """One model's answer for n rows: a subject at a prediction_time.
 
     Attributes:
-        subject_id: distinct.
-        prediction_time: datetime64[us].
+        subject_id: may repeat.
+        prediction_time: datetime64[us]; distinct within a subject.
         risk: higher = sooner; only its order has a meaning.
         horizon_days: days after prediction_time, strictly increasing, above 0; may be empty.
-        survival: probability of no outcome up to each horizon, never increasing.
+        survival: probability of no event of any cause up to each horizon, never increasing.
+        cif: with competing risks the cumulative incidence of each cause by its name, ``outcome`` among them: at the
+            same horizons, never decreasing; with ``survival`` they add to 1. Empty where there is one cause.
         cohort_fingerprint: of the cohort these are for; empty where unknown.
         model: its name.
 
@@ -46,6 +53,7 @@ class Predictions:
     survival: Float64[np.ndarray, "n m"]
     cohort_fingerprint: str = ""
     model: str = ""
+    cif: Mapping[str, Float64[np.ndarray, "n m"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _validate(self, self.model or "predictions")
@@ -64,6 +72,29 @@ class Predictions:
         >>> one.survival_at(np.array([0.0, 5.0, 10.0, 15.0])).round(2).tolist()
         [[1.0, 0.9, 0.8, 0.6]]
         """
+        return self._curve_at(self.survival, 1.0, times)
+
+    def cif_at(self, cause: str, times: Float64[np.ndarray, " t"]) -> Float64[np.ndarray, "n t"]:
+        """The cumulative incidence of a cause, linear between (0, 0) and the horizons; exact at them.
+
+        Raises:
+            EhrError: exit 13 for a cause these predictions do not have, or as ``survival_at``.
+        """
+        if cause not in self.cif:
+            found = ", ".join(self.cif) or "none"
+            raise EhrError(
+                f"no cumulative incidence of '{cause}' (found: {found})",
+                self.model or "predictions",
+                f"write the column {CIF}{cause}",
+                code=Exit.BUNDLE,
+            )
+        return self._curve_at(self.cif[cause], 0.0, times)
+
+    def outcome_risk_at(self, times: Float64[np.ndarray, " t"]) -> Float64[np.ndarray, "n t"]:
+        """The probability of the outcome by each time: its cumulative incidence, or 1 − S(t) where it has no rival."""
+        return self.cif_at(OUTCOME, times) if self.cif else 1.0 - self.survival_at(times)
+
+    def _curve_at(self, values: np.ndarray, at_zero: float, times: np.ndarray) -> np.ndarray:
         knots = np.append(0.0, self.horizon_days)  # [m + 1]
         last = knots[-1]
         inside = np.minimum(times, last) if (times <= last * (1 + 1e-9)).all() else times
@@ -71,10 +102,10 @@ class Predictions:
             raise EhrError(
                 f"expected times in [0, {last:g}] days, found {np.min(times):g} to {np.max(times):g}",
                 self.model or "predictions",
-                "shorten the horizon, or write survival up to it",
+                "shorten the horizon, or write curves up to it",
                 code=Exit.BUNDLE,
             )
-        curve = np.concatenate([np.ones((len(self), 1)), self.survival], axis=1)  # [n, m + 1]
+        curve = np.concatenate([np.full((len(self), 1), at_zero), values], axis=1)  # [n, m + 1]
         right = np.maximum(np.searchsorted(knots, inside), 1)  # [t]
         right = np.minimum(right, len(knots) - 1)
         left = np.maximum(right - 1, 0)
@@ -90,27 +121,29 @@ class Predictions:
             prediction_time=self.prediction_time[rows],
             risk=self.risk[rows],
             survival=self.survival[rows],
+            cif={cause: values[rows] for cause, values in self.cif.items()},
         )
 
     @classmethod
     def concat(cls, parts: Sequence[Predictions]) -> Predictions:
-        """All rows of several files of one model: folds pooled. Horizons, cohort and model must be the same."""
+        """All rows of several files of one model: folds pooled. Horizons, causes, cohort and model must be the same."""
         first = parts[0]
         for part in parts[1:]:
-            same = np.array_equal(part.horizon_days, first.horizon_days)
+            same = np.array_equal(part.horizon_days, first.horizon_days) and set(part.cif) == set(first.cif)
             if not same or (part.cohort_fingerprint, part.model) != (first.cohort_fingerprint, first.model):
                 raise EhrError(
-                    "expected the same horizon_days, cohort and model in every part",
+                    "expected the same horizon_days, causes, cohort and model in every part",
                     f"{first.model} and {part.model}",
                     "pool folds of one model on one cohort",
                     code=Exit.BUNDLE,
                 )
         columns = ("subject_id", "prediction_time", "risk", "survival")
         joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
+        joined["cif"] = {cause: np.concatenate([part.cif[cause] for part in parts]) for cause in first.cif}
         return replace(first, **joined)
 
     def to_frame(self) -> pl.DataFrame:
-        """The table that is written, one row a subject."""
+        """The table that is written, one row a subject and prediction_time."""
         horizons = pl.Series("horizon_days", [self.horizon_days.tolist()], dtype=pl.List(pl.Float64))
         return pl.DataFrame(
             {
@@ -119,6 +152,7 @@ class Predictions:
                 "risk": self.risk,
                 "horizon_days": horizons.new_from_index(0, len(self)),
                 "survival": _as_lists(self.survival),
+                **{CIF + cause: _as_lists(values) for cause, values in self.cif.items()},
             }
         )
 
@@ -137,16 +171,17 @@ class Predictions:
         """
         path = Path(path)
         frame, metadata = _load(path)
-        _require_columns(frame, str(path))
-        frame = frame.select(COLUMNS)
-        horizons, survival = _curves(frame, str(path))
+        causes = [name.removeprefix(CIF) for name in frame.columns if name.startswith(CIF)]
+        frame = _require_columns(frame, [*COLUMNS, *(CIF + cause for cause in causes)], str(path))
+        horizons, curves = _curves(frame, str(path))
         try:
             return cls(
                 subject_id=frame["subject_id"].cast(pl.Int64).to_numpy(),
                 prediction_time=frame["prediction_time"].cast(pl.Datetime("us")).to_numpy(),
                 risk=frame["risk"].cast(pl.Float64).to_numpy(),
                 horizon_days=horizons,
-                survival=survival,
+                survival=curves["survival"],
+                cif={cause: curves[CIF + cause] for cause in causes},
                 cohort_fingerprint=metadata.get(_FINGERPRINT, ""),
                 model=metadata.get(_MODEL) or path.stem,
             )
@@ -156,8 +191,8 @@ class Predictions:
 
 def _as_lists(values: Float64[np.ndarray, "n m"]) -> pl.Series:
     if values.shape[1] == 0:
-        return pl.Series("survival", [[] for _ in range(len(values))], dtype=pl.List(pl.Float64))
-    return pl.Series("survival", np.ascontiguousarray(values)).arr.to_list()
+        return pl.Series([[] for _ in range(len(values))], dtype=pl.List(pl.Float64))
+    return pl.Series(np.ascontiguousarray(values)).arr.to_list()
 
 
 def _load(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
@@ -173,8 +208,9 @@ def _problem(column: str, what: str, where: str) -> EhrError:
     return EhrError(f"column '{column}': {what}", where, _FIX, code=Exit.BUNDLE)
 
 
-def _require_columns(frame: pl.DataFrame, where: str) -> None:
-    for column in COLUMNS:
+def _require_columns(frame: pl.DataFrame, columns: Sequence[str], where: str) -> pl.DataFrame:
+    """These columns alone, once their types are as expected."""
+    for column in columns:
         if column not in frame.columns:
             found = ", ".join(frame.columns)
             raise EhrError(f"column '{column}' is missing (found: {found})", where, _FIX, code=Exit.BUNDLE)
@@ -190,49 +226,74 @@ def _require_columns(frame: pl.DataFrame, where: str) -> None:
         nulls = frame[column].null_count()
         if nulls:
             raise _problem(column, f"{nulls} values are missing", where)
+    return frame.select(columns)
 
 
-def _curves(frame: pl.DataFrame, where: str) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, "n m"]]:
-    """The horizons all rows share, and survival at them; refused where lists differ in length or horizons in value."""
-    lists = frame.select(pl.col("horizon_days", "survival").cast(pl.List(pl.Float64)))
+def _curves(frame: pl.DataFrame, where: str) -> tuple[Float64[np.ndarray, " m"], dict[str, Float64[np.ndarray, "n m"]]]:
+    """The horizons all rows share, and the curves at them; refused where lists differ in length, horizons in value."""
+    names = [name for name in frame.columns if name == "survival" or name.startswith(CIF)]
+    lists = frame.select(pl.col("horizon_days", *names).cast(pl.List(pl.Float64)))
     lengths = lists["horizon_days"].list.len()
     if lengths.n_unique() > 1:
         raise _problem("horizon_days", f"lists of {lengths.n_unique()} different lengths", where)
-    unequal = int((lists["survival"].list.len() != lengths).sum())
-    if unequal:
-        raise _problem("survival", f"{unequal} lists are not as long as horizon_days", where)
+    for name in names:
+        unequal = int((lists[name].list.len() != lengths).sum())
+        if unequal:
+            raise _problem(name, f"{unequal} lists are not as long as horizon_days", where)
     shape = (frame.height, int(lengths[0]) if frame.height else 0)
     tables = {}
-    for name in ("horizon_days", "survival"):
+    for name in lists.columns:
         flat = lists[name].explode(empty_as_null=False)
         if flat.null_count():
             raise _problem(name, f"{flat.null_count()} values are missing", where)
         tables[name] = flat.to_numpy().reshape(shape)
-    horizons = tables["horizon_days"]
+    horizons = tables.pop("horizon_days")
     if frame.height and not (np.isfinite(horizons).all() and (horizons == horizons[0]).all()):
         raise _problem("horizon_days", "expected the same finite horizons in every row", where)
-    return horizons[0] if frame.height else np.zeros(0), tables["survival"]
+    return horizons[0] if frame.height else np.zeros(0), tables
 
 
 def _validate(found: Predictions, where: str) -> None:
-    repeated = len(found.subject_id) - len(np.unique(found.subject_id))
+    keys = pl.DataFrame({"subject": found.subject_id, "time": found.prediction_time.astype("datetime64[us]")})
+    repeated = keys.height - keys.n_unique()
     if repeated:
-        raise _problem("subject_id", f"{repeated} rows repeat a subject", where)
+        raise _problem("subject_id", f"{repeated} rows repeat a subject at the same prediction_time", where)
     if np.isnat(found.prediction_time).any():
         raise _problem("prediction_time", "missing times", where)
     if not np.isfinite(found.risk).all():
         raise _problem("risk", f"{int((~np.isfinite(found.risk)).sum())} values are NaN or infinite", where)
-    horizons, survival = found.horizon_days, found.survival
+    horizons = found.horizon_days
     if not (np.isfinite(horizons).all() and (np.diff(horizons, prepend=0.0) > 0).all()):
         raise _problem("horizon_days", "expected finite, strictly increasing days above 0", where)
-    if not np.isfinite(survival).all():
-        raise _problem("survival", f"{int((~np.isfinite(survival)).sum())} values are NaN or infinite", where)
-    outside = (survival < -TOLERANCE) | (survival > 1 + TOLERANCE)
+    _validate_curve("survival", found.survival, -1, where)
+    if found.cif:
+        _validate_cif(found, where)
+
+
+def _validate_curve(column: str, values: np.ndarray, direction: int, where: str) -> None:
+    if not np.isfinite(values).all():
+        raise _problem(column, f"{int((~np.isfinite(values)).sum())} values are NaN or infinite", where)
+    outside = (values < -TOLERANCE) | (values > 1 + TOLERANCE)
     if outside.any():
-        raise _problem("survival", f"{int(outside.sum())} values outside [0, 1]", where)
-    rising = (np.diff(survival, axis=1) > TOLERANCE).any(axis=1)
-    if rising.any():
-        raise _problem("survival", f"{int(rising.sum())} curves increase with the horizon", where)
+        raise _problem(column, f"{int(outside.sum())} values outside [0, 1]", where)
+    wrong = (direction * np.diff(values, axis=1) < -TOLERANCE).any(axis=1)
+    if wrong.any():
+        moves = "increase" if direction < 0 else "decrease"
+        raise _problem(column, f"{int(wrong.sum())} curves {moves} with the horizon", where)
+
+
+def _validate_cif(found: Predictions, where: str) -> None:
+    if OUTCOME not in found.cif:
+        raise _problem(CIF + OUTCOME, f"is missing beside {', '.join(CIF + cause for cause in found.cif)}", where)
+    for cause, values in found.cif.items():
+        if values.shape != found.survival.shape:
+            raise _problem(CIF + cause, "expected as many values as survival has", where)
+        _validate_curve(CIF + cause, values, 1, where)
+    missed = np.abs(sum(found.cif.values()) + found.survival - 1.0).max(axis=1, initial=0.0) > SUM_TOLERANCE
+    if missed.any():
+        names = ", ".join(CIF + cause for cause in found.cif)
+        what = f"with {names} {int(missed.sum())} rows do not add to 1: survival is of no event of any cause"
+        raise _problem("survival", what, where)
 
 
 def write_horizon_labels(
@@ -264,7 +325,7 @@ def write_horizon_labels(
 def _within(predictions: Predictions, outcomes: pl.DataFrame, horizon: float) -> pl.DataFrame:
     """The MEDS evaluation table of one horizon, sorted by subject."""
     keys = ["subject_id", "prediction_time"]
-    risk = 1.0 - predictions.survival_at(np.array([horizon]))[:, 0]  # [n]
+    risk = predictions.outcome_risk_at(np.array([horizon]))[:, 0]  # [n]
     own = predictions.to_frame().select(keys).with_columns(predicted_boolean_probability=risk)
     known = own.join(outcomes.with_columns(pl.col("prediction_time").cast(pl.Datetime("us"))), on=keys, how="inner")
     if known.height != len(predictions):

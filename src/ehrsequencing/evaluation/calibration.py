@@ -15,8 +15,9 @@ from ehrsequencing.config import MIN_TUNING_EVENTS
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.compare import LEVEL, resample_counts
 from ehrsequencing.evaluation.metrics import check_survival
+from ehrsequencing.hazards import nll_gradient, softplus
 from ehrsequencing.nonparametric import Events, KaplanMeier, check_outcome
-from ehrsequencing.timegrid import TimeGrid, check_horizon, nll_gradient, softplus, truncate
+from ehrsequencing.timegrid import TimeGrid, check_horizon, truncate
 
 MIN_BIN_EVENTS = 10
 """Bins with fewer tuning events share one recalibration intercept."""

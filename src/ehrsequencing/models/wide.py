@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ehrsequencing.batches import SurvivalData, Targets
 from ehrsequencing.config import MIN_TUNING_EVENTS, TRAIN, TUNING
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.hazards import nll_gradient
 from ehrsequencing.models.losses import exposure, survival_nll
 from ehrsequencing.models.ridge import (
     CONVERGED,
@@ -26,7 +27,6 @@ from ehrsequencing.models.ridge import (
     Standardiser,
     best_by_folds,
 )
-from ehrsequencing.timegrid import nll_gradient
 
 SCREENS = (10, 20, 50, 100, 200, 800)
 """How many of the best-scoring columns `fit_wide` tries, beside all of them."""

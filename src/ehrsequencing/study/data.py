@@ -135,7 +135,7 @@ class Prepared:
 
     def events(self, split: str) -> int:
         """Outcomes up to τ in a split."""
-        return int(self.data.targets(self.data.index(split)).event.sum())
+        return int((self.data.targets(self.data.index(split)).event == 1).sum())
 
     @property
     def n_labelled(self) -> int:
@@ -176,6 +176,7 @@ def prepare(
         grid=grid,
         tokenizer=tokenizer,
         cohort_fingerprint=cohort.fingerprint,
+        causes=cohort.task.causes,
     )
     return Prepared(data, spec, tau)
 
