@@ -10,6 +10,7 @@ import polars as pl
 import torch
 from jaxtyping import Bool, Float32, Float64, Int64, Integer
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ehrsequencing.config import DAYS_PER_YEAR, OUTCOME
 from ehrsequencing.errors import EhrError, Exit
@@ -44,6 +45,11 @@ class Batch:
 
     def __len__(self) -> int:
         return self.code.shape[0]
+
+    def widened(self, length: int) -> Batch:
+        """The same records padded to ``length`` tokens, at least their own L."""
+        extra = length - self.code.shape[1]
+        return self if extra == 0 else Batch(**{f.name: pad(getattr(self, f.name), (0, extra)) for f in fields(self)})
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

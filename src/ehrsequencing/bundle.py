@@ -259,7 +259,8 @@ def _load_model(folder: Path) -> BEHRTForSurvival:
         model = BEHRTForSurvival.from_pretrained(folder / "model")
     else:
         config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        overrides = {name: config[name] for name in ("n_bins", "head", "head_hidden", "head_dropout")}
+        names = ("n_bins", "head", "head_hidden", "head_dropout", "predict_at", "attention")
+        overrides = {name: config[name] for name in names}
         model = BEHRTForSurvival.from_encoder(BEHRTModel.from_pretrained(folder / "encoder"), **overrides)
         load_adapter(model, folder / "adapter.safetensors")
     model.eval()

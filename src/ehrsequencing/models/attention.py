@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,25 +10,33 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+TILE, LONG = 32, 256
+"""Block-causal records are packed in whole tiles, those above LONG in multiples of it where results must repeat."""
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of B records lie, and so which of them see each other: all real tokens of one record.
+    """Where the tokens of B records lie, and which of them see each other: all real tokens of one record, or
+    (*block-causal*) those of a token's own and of earlier visits only.
 
     *Padded*: [B, L], each row up to its own length real. *Packed*: one row of all T real tokens, longest record first,
     so that nothing is computed for padding; records of one length are attended in one call, without a mask.
+    Block-causal records are packed by length rounded up to whole tiles, one mask a length.
 
     Attributes:
-        key_mask: [B, 1, 1, L], True at real tokens; None where no row is padded, or packed.
+        key_mask: [B, 1, 1, L], True at real tokens; [B, 1, L, L] where block-causal; None where no row is padded, or
+            packed.
         groups: (records, length) of each distinct length, longest first; empty where padded.
         index: [T] the packed tokens' places in the flattened [B, L].
         shape: (B, L).
+        visible: packed and block-causal: [records, 1, length, length] of each group, True where the key may be seen.
     """
 
     key_mask: Tensor | None
     groups: tuple[tuple[int, int], ...]
     index: Int[Tensor, " T"]
     shape: tuple[int, int]
+    visible: tuple[Tensor, ...] = ()
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "B L"]) -> Layout:
@@ -58,12 +67,34 @@ class Layout:
         index = places[torch.arange(width, device=mask.device) < lengths[:, None]]  # [T]
         return cls(None, tuple(zip(counts.tolist(), distinct.tolist(), strict=True)), index, (rows, width))
 
+    @classmethod
+    def block_causal(cls, mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"], *, repeatable: bool = True) -> Layout:
+        """The layout in which no token sees a later visit: packed on a CPU (L a whole number of tiles), else padded.
+
+        ``repeatable`` rounds lengths so that the same kernels work on a visit whatever follows it: then its result is
+        the same to the bit. Rounding to tiles alone, as in training, is faster and the same to 1e-6.
+        """
+        seen_from = torch.where(mask, visit, torch.iinfo(visit.dtype).max)  # padding sees all, and none sees it
+        if mask.device.type != "cpu":
+            return cls(_visible(seen_from), (), torch.arange(mask.numel(), device=mask.device), _shape(mask))
+        width = mask.shape[1]
+        wanted = [min(rounded(n, repeatable), width) for n in mask.sum(dim=1).tolist()]
+        lengths, order = torch.tensor(wanted).sort(descending=True, stable=True)  # [B], [B]
+        distinct, counts = lengths.unique_consecutive(return_counts=True)
+        groups = tuple(zip(counts.tolist(), distinct.tolist(), strict=True))
+        rows = order.split(counts.tolist())
+        index = torch.cat(
+            [(own[:, None] * width + torch.arange(n)).flatten() for own, (_, n) in zip(rows, groups, strict=True)]
+        )
+        visible = tuple(_visible(seen_from[own, :n]) for own, (_, n) in zip(rows, groups, strict=True))
+        return cls(None, groups, index, _shape(mask), visible)
+
     def pack(self, x: Float[Tensor, "B L *rest"]) -> Float[Tensor, "B2 L2 *rest"]:
         """Padded to this layout: [1, T, …] where packed, unchanged where padded."""
         return x.flatten(0, 1)[self.index][None] if self.groups else x
 
     def unpack(self, x: Float[Tensor, "B2 L2 H"]) -> Float[Tensor, "B L H"]:
-        """Back to padded, 0 at padded places."""
+        """Back to padded; what stands at padded places is finite and meaningless."""
         if not self.groups:
             return x
         rows, width = self.shape
@@ -85,12 +116,32 @@ def attend(
     if not layout.groups:
         return scaled_dot_product_attention(q, k, v, attn_mask=layout.key_mask, dropout_p=dropout)
     sizes = [rows * length for rows, length in layout.groups]
-    parts = zip(layout.groups, q.split(sizes, dim=2), k.split(sizes, dim=2), v.split(sizes, dim=2), strict=True)
-    return torch.cat([_attend_group(group, part, dropout) for group, *part in parts], dim=2)  # [1,heads,T,D]
+    masks: Sequence[Tensor | None] = layout.visible or [None] * len(sizes)
+    parts = zip(layout.groups, masks, q.split(sizes, dim=2), k.split(sizes, dim=2), v.split(sizes, dim=2), strict=True)
+    return torch.cat([_attend_group(group, mask, part, dropout) for group, mask, *part in parts], dim=2)
 
 
-def _attend_group(group: tuple[int, int], qkv: list[Tensor], dropout: float | int) -> Tensor:
+def _attend_group(group: tuple[int, int], mask: Tensor | None, qkv: list[Tensor], dropout: float | int) -> Tensor:
     """Records of one length: [1, heads, rows·length, D] in and out, [rows, heads, length, D] between."""
     q, k, v = (x[0].unflatten(1, group).transpose(0, 1) for x in qkv)  # [rows,heads,length,D]
-    mixed = scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return mixed.transpose(0, 1).flatten(1, 2)[None]  # [1,heads,rows·length,D]
+
+
+def rounded(length: int, repeatable: bool) -> int:
+    """A length in whole tiles; where results must repeat, above LONG in multiples of LONG.
+
+    >>> rounded(1, True), rounded(33, True), rounded(300, True), rounded(300, False)
+    (32, 64, 512, 320)
+    """
+    step = LONG if repeatable and length > LONG else TILE
+    return -(-length // step) * step
+
+
+def _visible(visit: Int[Tensor, "B L"]) -> Bool[Tensor, "B 1 L L"]:
+    """Queries down, keys across: True where the key's visit is not later than the query's."""
+    return (visit[:, None, :] <= visit[:, :, None])[:, None]
+
+
+def _shape(mask: Tensor) -> tuple[int, int]:
+    return mask.shape[0], mask.shape[1]

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ehrsequencing.batches import Batch
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.models.attention import Layout, attend
+from ehrsequencing.models.attention import Layout, attend, rounded
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.rotary import Turn, rotate, rotation
 
@@ -38,10 +38,10 @@ def age_features(age: Float[Tensor, "B L"], known: Bool[Tensor, "B L"]) -> Float
 
 
 def sinusoids(position: Int[Tensor, "B L"], width: int) -> Float[Tensor, "B L W"]:
-    """Sinusoidal position vectors (Vaswani et al. 2017), sines then cosines."""
+    """Sinusoidal position vectors (Vaswani et al. 2017), sines then cosines; positions are below L."""
     half = width // 2
     rate = torch.exp(torch.arange(half, device=position.device) * (-math.log(10_000.0) / half))  # [W/2]
-    table = torch.outer(torch.arange(int(position.max()) + 1, device=position.device), rate)  # [P,W/2]
+    table = torch.outer(torch.arange(position.shape[1], device=position.device), rate)  # [L,W/2]
     return torch.cat([table.sin(), table.cos()], dim=-1)[position]  # [B,L,W]
 
 
@@ -235,10 +235,21 @@ class BEHRTModel(BEHRTPreTrainedModel):
             apply_lora_from_config(self)
 
     def forward(self, batch: Batch) -> Float[Tensor, "B L H"]:
-        """Hidden states; those of a patient do not depend on padding or on who else is in the batch."""
-        layout = Layout.of(batch.mask)
-        turn = rotation(batch, self.config.hidden_size // self.config.num_attention_heads, layout)
-        x = layout.pack(self.embeddings(batch))  # [1,T,H] where packed, else [B,L,H]
+        """Hidden states; those of a patient do not depend on padding or on who else is in the batch.
+
+        Under the block-causal mask those of a visit do not depend on any later one: on a CPU and in eval mode, to the
+        bit.
+        """
+        width, causal = batch.mask.shape[1], self.config.attention == "block_causal"
+        repeatable = causal and not self.training
+        if causal:
+            batch = batch.widened(rounded(width, repeatable))  # [B,L2]
+        layout = (
+            Layout.block_causal(batch.mask, batch.visit, repeatable=repeatable) if causal else Layout.of(batch.mask)
+        )
+        channels = self.config.hidden_size // self.config.num_attention_heads
+        turn = rotation(batch, channels, layout, block_causal=causal)
+        x = layout.pack(self.embeddings(batch))  # [1,T,H] where packed, else [B,L2,H]
         for layer in self.layers:
             x = layer(x, layout, turn)
-        return layout.unpack(self.norm(x))  # [B,L,H]
+        return layout.unpack(self.norm(x))[:, :width]  # [B,L,H]

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from ehrsequencing.batches import Batch
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, BEHRTPreTrainedModel
+from ehrsequencing.models.configuration import BIDIRECTIONAL_LEAK
 from ehrsequencing.models.heads import HEADS, HazardHead
+from ehrsequencing.models.pooling import pool, pool_visits, whole_rows
 from ehrsequencing.models.strategies import (
     Strategy,
     apply_strategy,
@@ -22,14 +24,6 @@ from ehrsequencing.models.strategies import (
     find_strategy,
     strategy_from_config,
 )
-
-
-def pool(hidden: Float[Tensor, "B L H"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B F"]:
-    """[CLS], mean and maximum over a record's real tokens, concatenated: F = 3H; [CLS] leads the row."""
-    real = mask[..., None]  # [B,L,1]
-    mean = (hidden * real).sum(dim=1) / real.sum(dim=1)  # [B,H]
-    top = hidden.masked_fill(~real, -torch.inf).amax(dim=1)  # [B,H]
-    return torch.cat([hidden[:, 0], mean, top], dim=-1)  # [B,3H]
 
 
 class BEHRTForSurvival(BEHRTPreTrainedModel):
@@ -57,13 +51,24 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
         if isinstance(module, HazardHead):
             init.normal_(module.hazard.weight, std=0.02)
 
-    def forward(self, batch: Batch) -> Float[Tensor, "B 1 K"]:
-        """Hazard logits of each patient at its prediction_time."""
-        return self.hazard_head(self.features(batch))
+    def forward(self, batch: Batch) -> Float[Tensor, "B V K"]:
+        """Hazard logits of each patient at its prediction_time (V = 1), or at each of its visits (from visit 0 on)."""
+        features = self.features(batch)  # [B,F] or [B,V,F]
+        if features.ndim == 2:
+            return self.hazard_head(features)
+        return self.hazards(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
-    def features(self, batch: Batch) -> Float[Tensor, "B F"]:
-        """The pooled vector of each patient, before the head's standardiser: what a frozen encoder caches."""
-        return pool(self.behrt(batch), batch.mask)
+    def features(self, batch: Batch) -> Float[Tensor, "B *V F"]:
+        """The pooled vector of each patient, or of each of its visits, before the head's standardiser: what a frozen
+        encoder caches."""
+        hidden = self.behrt(batch)  # [B,L,H]
+        if self.config.predict_at == "every_visit":
+            return pool_visits(hidden, batch.mask, batch.visit)
+        return pool(hidden, batch.mask)
+
+    def hazards(self, features: Float[Tensor, "n F"]) -> Float[Tensor, "n K"]:
+        """The head over any number of pooled vectors, each to the same bits whichever others there are."""
+        return self.hazard_head(whole_rows(features))[: len(features), 0]
 
     def train(self, mode: bool = True) -> BEHRTForSurvival:
         """Training mode for what is trained; a frozen encoder stays in eval mode (no dropout)."""
@@ -85,26 +90,47 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
 
     @classmethod
     def from_encoder(
-        cls, encoder: BEHRTModel | str | Path, *, strategy: Strategy | str = "full", **overrides: Any
+        cls,
+        encoder: BEHRTModel | str | Path,
+        *,
+        strategy: Strategy | str = "full",
+        predict_at: str = "index",
+        attention: str | None = None,
+        **overrides: Any,
     ) -> BEHRTForSurvival:
         """A new head on an encoder (a model, copied, or a folder of BEHRTModel or BEHRTForMaskedLM), under a strategy.
 
         Weights are loaded first and the adapter injected after. A strategy with a random encoder takes only the
         configuration. ``overrides`` (n_bins, head_hidden, dropout, …) change the configuration; those that change
-        the encoder's tensors raise EhrError (exit 13).
+        the encoder's tensors raise EhrError (exit 13). Hazards at the index read records under the bidirectional mask,
+        hazards at every visit under the block-causal one; an encoder pretrained under the other mask is refused
+        (exit 10; 15 where later visits would leak) unless ``attention`` asks for a mask by name.
         """
         chosen = find_strategy(strategy)
         source = copy.deepcopy(encoder) if isinstance(encoder, BEHRTModel) else BEHRTModel.from_pretrained(encoder)
         if source.config.use_lora:
             raise EhrError("the encoder carries an adapter", "encoder", "merge it first (merge_lora)", code=Exit.BUNDLE)
         head = "linear" if chosen.head == "linear" else "mlp"
-        plain = {"freeze_behrt": False, "use_lora": False, "head": head}
+        mask = _chosen_mask(source.config.attention, predict_at, attention)
+        plain = {"freeze_behrt": False, "use_lora": False, "head": head, "predict_at": predict_at, "attention": mask}
         settings = {**source.config.to_dict(), **plain, **overrides}
         model = cls(BEHRTConfig.from_dict(settings))
         if chosen.encoder == "pretrained":
             _load_strictly(model.behrt, source.state_dict())
         apply_strategy(model, chosen)
         return model
+
+
+def _chosen_mask(pretrained: str, predict_at: str, asked: str | None) -> str:
+    """The mask to fine-tune under: what was asked for by name, or the task's own where the encoder knows it."""
+    own = "block_causal" if predict_at == "every_visit" else "bidirectional"
+    if asked is not None or pretrained == own:
+        return asked or own
+    fix = f"pretrain with --attention {own}, or ask for the change of mask by name: --attention {own}"
+    if own == "block_causal":
+        raise EhrError(BIDIRECTIONAL_LEAK, "an encoder pretrained bidirectionally", fix, code=Exit.LEAKAGE)
+    what = f"expected an encoder pretrained under the '{own}' mask (index prediction), found '{pretrained}'"
+    raise EhrError(what, "encoder", fix, code=Exit.CONFIG)
 
 
 def _with_choice(config: BEHRTConfig, freeze_behrt: bool | None, use_lora: bool | None) -> BEHRTConfig:

@@ -21,13 +21,22 @@ SIZES: dict[str, dict[str, int]] = {
     },
 }
 
+ATTENTIONS = ("bidirectional", "block_causal")
+BIDIRECTIONAL_LEAK = (
+    "hazards at every visit under a bidirectional mask: each visit would be predicted from vectors that have read the "
+    "visits after it, the outcome's own traces among them, so figures would be far too good and useless at the bedside"
+)
+LEAK_FIX = "pretrain with --attention block_causal (in a study: model: {attention: block_causal}): no visit sees later"
+
 
 class BEHRTConfig(PretrainedConfig):
     """Every hyper-parameter of the encoder and its heads; travels with the weights as config.json.
 
     ``value_codes`` are the ids that carry numeric values (only they have a value vector). ``intermediate_size`` 0
-    means twice the hidden size. ``attention`` is the mask the encoder was pretrained with. ``freeze_behrt``,
-    ``use_lora`` and ``lora_*`` record the strategy, so that a saved model is rebuilt as it was trained.
+    means twice the hidden size. ``attention`` is the mask: ``bidirectional``, or ``block_causal`` (a token sees its own
+    and earlier visits only). ``predict_at`` says where hazards are given: at the ``index`` (one a record) or at
+    ``every_visit``. ``freeze_behrt``, ``use_lora`` and ``lora_*`` record the strategy, so that a saved model is rebuilt
+    as it was trained.
 
     >>> BEHRTConfig.small(vocab_size=1_004).hidden_size
     128
@@ -48,6 +57,7 @@ class BEHRTConfig(PretrainedConfig):
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.0
     attention: str = "bidirectional"
+    predict_at: str = "index"
     n_bins: int = 20
     head: str = "mlp"
     head_hidden: int = 40
@@ -74,13 +84,12 @@ class BEHRTConfig(PretrainedConfig):
                 "choose one of the two",
                 code=Exit.CONFIG,
             )
-        if self.attention != "bidirectional":
-            raise EhrError(
-                f"expected attention 'bidirectional' (index prediction), found '{self.attention}'",
-                "BEHRTConfig.attention",
-                "use an encoder that was pretrained with the bidirectional mask",
-                code=Exit.CONFIG,
-            )
+        for name, known in (("attention", ATTENTIONS), ("predict_at", ("index", "every_visit"))):
+            if getattr(self, name) not in known:
+                what = f"unknown {name} '{getattr(self, name)}'"
+                raise EhrError(what, f"BEHRTConfig.{name}", f"choose {' or '.join(known)}", code=Exit.CONFIG)
+        if self.predict_at == "every_visit" and self.attention != "block_causal":
+            raise EhrError(BIDIRECTIONAL_LEAK, "BEHRTConfig.attention", LEAK_FIX, code=Exit.LEAKAGE)
         if self.head not in ("mlp", "linear"):
             raise EhrError(f"unknown head '{self.head}'", "BEHRTConfig.head", "choose mlp or linear", code=Exit.CONFIG)
         if self.hidden_size % (2 * self.num_attention_heads):

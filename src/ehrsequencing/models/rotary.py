@@ -17,31 +17,34 @@ Turn = tuple[Tensor, Tensor]
 """Cosines and sines of the angles, each [B, 1, L, D/2]; [1, 1, T, D/2] where packed."""
 
 
-def coordinates(batch: Batch) -> Float[Tensor, "B L 3"]:
+def coordinates(batch: Batch, *, block_causal: bool = False) -> Float[Tensor, "B L 3"]:
     """Where each token stands: its position, its visit, and days since the record's first visit.
 
     ``[CLS]``, first in its row, stands at prediction_time: one visit and its own gap after the last visit, so that its
-    distance to a token is how long ago that token was.
+    distance to a token is how long ago that token was. Block-causal, it stands before the first visit, at the record's
+    start: every visit sees it, so it must not tell where the record ends.
     """
     position = (batch.mask.cumsum(dim=1) - 1).clamp_min(0)  # [B,L]
     visit = batch.visit.masked_fill(~batch.mask, 0)  # [B,L]
     opens = torch.zeros_like(batch.mask)  # [B,L] the first token of a visit
     opens[:, 1:] = (visit[:, 1:] != visit[:, :-1]) & batch.mask[:, 1:]
     days = (batch.gap * opens).cumsum(dim=1)  # [B,L]
+    if block_causal:
+        return torch.stack([position, visit, days], dim=-1).to(batch.gap.dtype)  # [B,L,3]
     visit, days = visit.clone(), days.clone()
     days[:, 0] = days.amax(dim=1) + batch.gap[:, 0]
     visit[:, 0] = visit.amax(dim=1) + 1
     return torch.stack([position, visit, days], dim=-1).to(batch.gap.dtype)  # [B,L,3]
 
 
-def rotation(batch: Batch, width: int, layout: Layout) -> Turn:
+def rotation(batch: Batch, width: int, layout: Layout, *, block_causal: bool = False) -> Turn:
     """The angles of heads with ``width`` channels, in ``layout``.
 
     A quarter of the pairs of channels turns with position, a quarter with visit, the rest with time.
     """
     pairs = width // 2
     shares = (pairs // 4, pairs // 4, pairs - 2 * (pairs // 4))
-    where = layout.pack(coordinates(batch))  # [B,L,3], [1,T,3] where packed
+    where = layout.pack(coordinates(batch, block_causal=block_causal))  # [B,L,3], [1,T,3] where packed
     angles = [
         where[..., axis, None] * _rates(scales, count, where.device)
         for axis, (scales, count) in enumerate(zip((POSITION_SCALES, VISIT_SCALES, DAY_SCALES), shares, strict=True))

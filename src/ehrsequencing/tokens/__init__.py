@@ -1,8 +1,21 @@
-"""From a history to token sequences: vocabulary, value standardiser, and the only way in, ``tokenize``."""
+"""From a history to token sequences: vocabulary, value standardiser, and the only way in, ``tokenize`` (or as windows)."""
 
 from ehrsequencing.tokens.sequences import tokenize
 from ehrsequencing.tokens.store import TokenStore
 from ehrsequencing.tokens.tokenizer import Tokenizer
 from ehrsequencing.tokens.vocabulary import CLS, MASK, N_SPECIAL, PAD, UNK, ancestors
+from ehrsequencing.tokens.windows import Windows, tokenize_windows
 
-__all__ = ["CLS", "MASK", "N_SPECIAL", "PAD", "UNK", "TokenStore", "Tokenizer", "ancestors", "tokenize"]
+__all__ = [
+    "CLS",
+    "MASK",
+    "N_SPECIAL",
+    "PAD",
+    "UNK",
+    "TokenStore",
+    "Tokenizer",
+    "Windows",
+    "ancestors",
+    "tokenize",
+    "tokenize_windows",
+]

@@ -17,7 +17,7 @@ from ehrsequencing.tokens.tokenizer import Tokenizer
 from ehrsequencing.tokens.visits import Spans
 from ehrsequencing.tokens.vocabulary import CLS, UNK
 
-_US_PER_DAY = 86_400_000_000
+US_PER_DAY = 86_400_000_000
 _KEYS = ("subject_id", "prediction_time")
 
 
@@ -38,24 +38,24 @@ def tokenize(history: pl.DataFrame, rows: pl.DataFrame, tokenizer: Tokenizer) ->
     Raises:
         EhrError: exit 15 for an event after prediction_time; exit 11 for repeated rows or a missing column.
     """
-    keys, own = _place(history, rows, tokenizer.config.visit_column)
+    keys, own = place(history, rows, tokenizer.config.visit_column)
     prediction_time = keys["prediction_time"].to_numpy().astype("datetime64[us]")
-    events = _sorted_events(own, tokenizer)
+    events = sorted_events(own, tokenizer)
     spans = Spans.of(events.row, events.static, events.key, keys.height)
     kept = spans.keep(tokenizer.config.max_tokens)
     now = prediction_time.astype(np.int64)  # [N] microseconds
-    birth = _births(own, keys.height)  # [N] microseconds
-    day = np.where(events.static, np.inf, (now[events.row] - events.time) / _US_PER_DAY)  # [T]
+    birth = births(own, keys.height)  # [N] microseconds
+    day = np.where(events.static, np.inf, (now[events.row] - events.time) / US_PER_DAY)  # [T]
     since_last = spans.smallest(day, np.inf)  # [N]
-    age = np.where(events.static, np.nan, _years(events.time - birth[events.row]))  # [T]
-    layout = _Layout.of(events.row[kept], keys.height)
+    age = np.where(events.static, np.nan, years(events.time - birth[events.row]))  # [T]
+    layout = RowLayout.of(events.row[kept], keys.height)
     return TokenStore(
         code=layout.fill(events.code[kept], CLS, np.int32),
         value=layout.fill(events.value[kept], np.nan, np.float32),
-        age=layout.fill(np.maximum(age[kept], 0.0), np.maximum(_years(now - birth), 0.0), np.float32),
+        age=layout.fill(np.maximum(age[kept], 0.0), np.maximum(years(now - birth), 0.0), np.float32),
         visit=layout.fill(spans.numbers(kept)[kept], 0, np.int32),
         gap=layout.fill(
-            spans.gaps(events.time)[kept] / _US_PER_DAY, np.where(np.isinf(since_last), 0.0, since_last), np.float32
+            spans.gaps(events.time)[kept] / US_PER_DAY, np.where(np.isinf(since_last), 0.0, since_last), np.float32
         ),
         day=layout.fill(day[kept], 0.0, np.float32),
         offsets=layout.offsets,
@@ -74,14 +74,14 @@ def tokenize(history: pl.DataFrame, rows: pl.DataFrame, tokenizer: Tokenizer) ->
 
 
 @dataclass(frozen=True, eq=False)
-class _Layout:
-    """Where each kept token goes once every row is led by a [CLS]."""
+class RowLayout:
+    """Where each kept token goes once every row is led by a [CLS]; tokens are given in the order of their rows."""
 
     offsets: Int64[np.ndarray, " N1"]
     place: Int64[np.ndarray, " T"]
 
     @classmethod
-    def of(cls, row: Int64[np.ndarray, " T"], n_rows: int) -> _Layout:
+    def of(cls, row: Int64[np.ndarray, " T"], n_rows: int) -> RowLayout:
         lengths = np.bincount(row, minlength=n_rows) + 1
         return cls(np.append(0, np.cumsum(lengths)), np.arange(len(row)) + row + 1)
 
@@ -92,7 +92,7 @@ class _Layout:
         return filled
 
 
-def _place(history: pl.DataFrame, rows: pl.DataFrame, visit_column: str | None) -> tuple[pl.DataFrame, pl.DataFrame]:
+def place(history: pl.DataFrame, rows: pl.DataFrame, visit_column: str | None) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The rows numbered, and their own events with that number."""
     _refuse_bad_columns(history, rows, visit_column)
     keys = rows.select(pl.col("subject_id").cast(pl.Int64), _microseconds("prediction_time")).with_row_index("row")
@@ -108,8 +108,9 @@ def _microseconds(name: str) -> pl.Expr:
     return pl.col(name).cast(pl.Datetime("us"))
 
 
-def _years(microseconds: np.ndarray) -> np.ndarray:
-    return microseconds / (_US_PER_DAY * DAYS_PER_YEAR)
+def years(microseconds: np.ndarray) -> np.ndarray:
+    """Microseconds as years."""
+    return microseconds / (US_PER_DAY * DAYS_PER_YEAR)
 
 
 def _refuse_bad_columns(history: pl.DataFrame, rows: pl.DataFrame, visit_column: str | None) -> None:
@@ -135,7 +136,7 @@ def _refuse_future(history: pl.DataFrame) -> None:
         )
 
 
-def _births(own: pl.DataFrame, n: int) -> Float64[np.ndarray, " n"]:
+def births(own: pl.DataFrame, n: int) -> Float64[np.ndarray, " n"]:
     """Microseconds since the epoch of each row's first dated birth; NaN where there is none."""
     found = own.filter(pl.col("code") == BIRTH).group_by("row").agg(pl.col("time").min()).drop_nulls()
     birth = np.full(n, np.nan)
@@ -144,8 +145,8 @@ def _births(own: pl.DataFrame, n: int) -> Float64[np.ndarray, " n"]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Events:
-    """All rows' tokens but [CLS], sorted; arrays of T."""
+class Events:
+    """All rows' tokens but [CLS], sorted by row, static first, then visit; arrays of T."""
 
     row: Int64[np.ndarray, " T"]
     time: Int64[np.ndarray, " T"]  # microseconds since the epoch; of no meaning where static
@@ -157,7 +158,8 @@ class _Events:
     bad_values: int
 
 
-def _sorted_events(own: pl.DataFrame, tokenizer: Tokenizer) -> _Events:
+def sorted_events(own: pl.DataFrame, tokenizer: Tokenizer) -> Events:
+    """The tokens of the numbered rows, encoded; births and deaths are none."""
     events = own.filter(~pl.col("code").is_in([BIRTH, DEATH]).fill_null(False))
     found = tokenizer.lookup(events["code"])
     column = tokenizer.config.visit_column
@@ -178,7 +180,7 @@ def _sorted_events(own: pl.DataFrame, tokenizer: Tokenizer) -> _Events:
     value = table["value"].fill_null(np.nan).to_numpy()
     code, exact, static = table["id"].to_numpy(), table["exact"].to_numpy(), table["time"].is_null()
     own_value = np.where(exact, value, np.float32(np.nan))
-    return _Events(
+    return Events(
         row=table["row"].to_numpy(),
         time=table["time"].fill_null(0).to_numpy(),
         static=static.to_numpy(),

@@ -56,7 +56,7 @@ class Spans:
         """
         places = max_tokens - 1
         at = np.arange(len(self.row))
-        static = self.static & (at - self.row_begin[self.row] < places // 2)
+        static = self.keep_static(max_tokens)
         n_static = np.bincount(self.row[static], minlength=len(self.row_begin))
         budget = (places - n_static)[self.row]  # [T]
         row_end = self.row_end[self.row]  # [T]
@@ -64,6 +64,10 @@ class Spans:
         last = np.append(self._row_of_group[1:] != self._row_of_group[:-1], True)[: len(self.begin)]  # [V]
         latest = last[self.group] & (row_end - at <= budget)
         return static | (~self.static & (whole | latest))
+
+    def keep_static(self, max_tokens: int) -> Bool[np.ndarray, " T"]:
+        """The static tokens that stay: at most half the places beside [CLS]."""
+        return self.static & (np.arange(len(self.row)) - self.row_begin[self.row] < (max_tokens - 1) // 2)
 
     def numbers(self, kept: Bool[np.ndarray, " T"]) -> Int64[np.ndarray, " T"]:
         """1, 2, … over each row's kept visits in order; 0 for static tokens."""

@@ -1,0 +1,50 @@
+"""From a record's hidden states to the vectors that hazards are read from: one a record, or one a visit."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+WHOLE_ROWS = 16
+"""Matrix products over whole multiples of so many rows give a row the same bits however many rows there are."""
+
+
+def pool(hidden: Float[Tensor, "B L H"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B F"]:
+    """[CLS], mean and maximum over a record's real tokens, concatenated: F = 3H; [CLS] leads the row."""
+    real = mask[..., None]  # [B,L,1]
+    mean = (hidden * real).sum(dim=1) / real.sum(dim=1)  # [B,H]
+    top = hidden.masked_fill(~real, -torch.inf).amax(dim=1)  # [B,H]
+    return torch.cat([hidden[:, 0], mean, top], dim=-1)  # [B,3H]
+
+
+def pool_visits(
+    hidden: Float[Tensor, "B L H"], mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"]
+) -> Float[Tensor, "B V F"]:
+    """Mean of a visit's tokens, their maximum, and the mean of all tokens so far, concatenated: F = 3H.
+
+    Visit 0 is ``[CLS]`` with the static tokens. Sums run in the order of the tokens, so that no bit of a visit's
+    vector depends on a later one. Vectors of numbers that a record does not have are finite and meaningless.
+
+    >>> hidden = torch.tensor([[[1.0], [2.0], [6.0]]])
+    >>> pool_visits(hidden, torch.ones(1, 3, dtype=torch.bool), torch.tensor([[0, 1, 1]]))[0].tolist()
+    [[1.0, 1.0, 1.0], [4.0, 6.0, 3.0]]
+    """
+    rows, width = len(hidden), hidden.shape[-1]
+    n_visits = int(visit.max()) + 1
+    slot = (torch.arange(rows, device=visit.device)[:, None] * n_visits + visit)[mask]  # [T]
+    real = hidden[mask]  # [T,H]
+    count = torch.bincount(slot, minlength=rows * n_visits).to(hidden.dtype)[:, None]  # [BV,1]
+    empty = hidden.new_zeros(rows * n_visits, width)
+    total = empty.index_add(0, slot, real)  # [BV,H]
+    top = empty.scatter_reduce(0, slot[:, None].expand(-1, width), real, "amax", include_self=False)  # [BV,H]
+    so_far = total.view(rows, n_visits, width).cumsum(dim=1).flatten(0, 1)  # [BV,H]
+    tokens_so_far = count.view(rows, n_visits).cumsum(dim=1).view(-1, 1)  # [BV,1]
+    pooled = [total / count.clamp_min(1), top, so_far / tokens_so_far]
+    return torch.cat(pooled, dim=-1).view(rows, n_visits, 3 * width)  # [B,V,3H]
+
+
+def whole_rows(x: Float[Tensor, "n F"]) -> Float[Tensor, "m F"]:
+    """The rows, with rows of zeros to a whole multiple of WHOLE_ROWS."""
+    return pad(x, (0, 0, 0, -len(x) % WHOLE_ROWS))
