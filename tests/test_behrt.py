@@ -73,7 +73,7 @@ def test_base_is_twelve_layers_of_768():
     "settings",
     [
         {"freeze_behrt": True, "use_lora": True},
-        {"attention": "block_causal"},
+        {"attention": "sideways"},
         {"hidden_size": 30, "num_attention_heads": 4},
         {"head": "forest"},
     ],
@@ -380,11 +380,11 @@ def test_overrides_that_do_not_fit_the_encoder_are_refused():
     assert error.value.code == Exit.BUNDLE
 
 
-def test_an_encoder_of_the_other_mask_is_refused(model, tmp_path):
+def test_a_saved_model_of_an_unknown_mask_is_refused(model, tmp_path):
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "attention": "block_causal"}))
-    with pytest.raises(EhrError, match="block_causal"):
+    (tmp_path / "config.json").write_text(json.dumps({**config, "attention": "sideways"}))
+    with pytest.raises(EhrError, match="sideways"):
         BEHRTForSurvival.from_pretrained(tmp_path)
 
 

@@ -59,9 +59,7 @@ def futures(draw: st.DrawFn) -> Futures:
         for line in past
     ]
     subjects = sorted({line[0] for line in pasts})
-    one, other = (
-        [(subject, *line) for subject in subjects for line in draw(lines(FUTURE, 40))] for _ in range(2)
-    )
+    one, other = ([(subject, *line) for subject in subjects for line in draw(lines(FUTURE, 40))] for _ in range(2))
     return Futures(frame(pasts), frame(pasts + one), frame(pasts + other))
 
 
@@ -160,13 +158,12 @@ def test_truncation_from_the_end_is_caught(monkeypatch):
 
     def from_the_end(spans, max_tokens):
         plan = of(spans, max_tokens)
-        length = (spans.row_end - spans.row_begin)[plan.record]
-        return replace(plan, first=plan.first + -length % (plan.places // 2), end=plan.end + -length % (plan.places // 2))
+        moved = -(spans.row_end - spans.row_begin)[plan.record] % (plan.places // 2)
+        return replace(plan, first=plan.first + moved, end=plan.end + moved)
 
     monkeypatch.setattr(windows._Plan, "of", from_the_end)
     with pytest.raises(AssertionError, match="differ with what comes later"):
-        for n_visits in range(4, 10):
-            assert_blind(example(n_visits))
+        assert_blind(example(7))
 
 
 def test_the_law_is_about_real_predictions():

@@ -134,6 +134,9 @@ def pretrain(
     task: Annotated[Path | None, typer.Option(help="a TASK.yaml whose input rules the records obey")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="passes over the training records")] = None,
     size: Annotated[str, typer.Option(help="small, medium, large or base")] = "small",
+    attention: Annotated[
+        str, typer.Option(help="bidirectional, or block_causal for predictions at every visit")
+    ] = "bidirectional",
     split_seed: Seed = 0,
     seed: Seed = 0,
     threads: Threads = None,
@@ -146,7 +149,15 @@ def pretrain(
     _threads(threads)
     with ProgressDisplay(quiet) as progress:
         summary = steps.write_encoder(
-            meds, out, task=task, epochs=epochs, size=size, split_seed=split_seed, seed=seed, progress=progress
+            meds,
+            out,
+            task=task,
+            epochs=epochs,
+            size=size,
+            attention=attention,
+            split_seed=split_seed,
+            seed=seed,
+            progress=progress,
         )
     to = Output(quiet=quiet)
     to.say(summary)

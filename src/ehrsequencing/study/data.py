@@ -32,7 +32,7 @@ from ehrsequencing.features import FeatureSpec, build_features
 from ehrsequencing.sources.synthea import convert_synthea
 from ehrsequencing.synthetic import simulate
 from ehrsequencing.timegrid import TimeGrid, choose_tau, truncate
-from ehrsequencing.tokens import Tokenizer, TokenStore, tokenize
+from ehrsequencing.tokens import Tokenizer, TokenStore, tokenize, tokenize_windows
 
 INNER_TUNING = SPLIT_FRACTIONS[TUNING] / (SPLIT_FRACTIONS[TRAIN] + SPLIT_FRACTIONS[TUNING])
 
@@ -116,12 +116,21 @@ def _splits(dataset: MedsDataset, subjects: Int64[np.ndarray, " n"], seed: int) 
 
 
 def pretraining_records(
-    dataset: MedsDataset, subjects: Int64[np.ndarray, " n"], input: InputConfig, config: TokensConfig
+    dataset: MedsDataset,
+    subjects: Int64[np.ndarray, " n"],
+    input: InputConfig,
+    config: TokensConfig,
+    attention: str = "bidirectional",
 ) -> tuple[Tokenizer, TokenStore]:
-    """Tokenizer and whole records of training subjects, under the task's own input rules."""
+    """Tokenizer and whole records of training subjects, under the task's own input rules.
+
+    Under the block-causal mask records come as windows from their start, as they do for predictions at every visit.
+    """
     history = whole_records(dataset.scan(), subjects, input).collect(engine="streaming")
     rows = history.select("subject_id", "prediction_time").unique().sort("subject_id")
     tokenizer = Tokenizer.fit(history, config)
+    if attention == "block_causal":
+        return tokenizer, tokenize_windows(history, rows, tokenizer).tokens
     return tokenizer, tokenize(history, rows, tokenizer)
 
 

@@ -32,7 +32,9 @@ def estimate(
     recipe: Recipe,
 ) -> str:
     """What would be fitted, and at most how many minutes that takes here (early stopping usually ends sooner)."""
-    tokenizer, records = pretraining_records(dataset, parts[0].train_subjects(), task.input, study.tokens)
+    tokenizer, records = pretraining_records(
+        dataset, parts[0].train_subjects(), task.input, study.tokens, study.model.attention
+    )
     rows = cohorts[0].table
     store = tokenize(cut(dataset.scan(), rows, task).collect(engine="streaming"), rows, tokenizer)
     learning = int(store.lengths[(rows["split"] == TRAIN).to_numpy()].sum())

@@ -68,6 +68,7 @@ def write_encoder(
     task: Path | None = None,
     epochs: int | None = None,
     size: str = "small",
+    attention: str = "bidirectional",
     split_seed: int = 0,
     seed: int = 0,
     progress: Progress = silent,
@@ -77,7 +78,7 @@ def write_encoder(
     encoder = pretrain(
         MedsDataset.open(meds),
         PretrainConfig() if epochs is None else PretrainConfig(epochs=epochs),
-        model=parse(ModelConfig, {"size": size}, "--size"),
+        model=parse(ModelConfig, {"size": size, "attention": attention}, "--size, --attention"),
         input=InputConfig() if task is None else load_task(task).input,
         split_seed=split_seed,
         seed=seed,
@@ -105,7 +106,7 @@ def pretrain(
 ) -> Encoder:
     """An encoder pretrained on the training subjects' whole records, under a task's ``input`` rules."""
     subjects = divisions(dataset, None, split_seed)[0].train_subjects()
-    tokenizer, store = pretraining_records(dataset, subjects, input, tokens)
+    tokenizer, store = pretraining_records(dataset, subjects, input, tokens, model.attention)
     result = run_pretraining(store, tokenizer, config, model, seed=seed, progress=progress)
     record = {**result.record, "split_seed": split_seed}
     return Encoder(result.model, tokenizer, record, np.sort(Encoder.hashes(store.subject_id)))

@@ -1,4 +1,4 @@
-"""From a history to token sequences: vocabulary, value standardiser, and the only way in, ``tokenize`` (or as windows)."""
+"""From a history to token sequences: vocabulary, standardiser, and the only way in, ``tokenize`` (or as windows)."""
 
 from ehrsequencing.tokens.sequences import tokenize
 from ehrsequencing.tokens.store import TokenStore

@@ -33,7 +33,10 @@ class Pretrained:
 
 
 class MaskedCodes:
-    """The masked-code objective: random cuts, fresh masks every step, loss a selected position."""
+    """The masked-code objective: random cuts, fresh masks every step, loss a selected position.
+
+    Under the block-causal mask nothing is cut: every visit is already guessed as if its record ended there.
+    """
 
     def __init__(
         self, model: BEHRTForMaskedLM, store: TokenStore, train_rows: Int64[np.ndarray, " n"],
@@ -49,7 +52,9 @@ class MaskedCodes:
 
     def loss(self, rows: Int64[np.ndarray, " b"]) -> Float[Tensor, ""]:
         """Mean cross-entropy over all selected positions of the step."""
-        cut = cut_at_random(self.store, self.train_rows[rows], self.cuts, self.config.cut_fraction)
+        own = self.train_rows[rows]
+        causal = self.model.config.attention == "block_causal"
+        cut = self.store.take(own) if causal else cut_at_random(self.store, own, self.cuts, self.config.cut_fraction)
         total, count = torch.zeros(()), 0
         for part in micro_batches(cut, np.arange(len(cut)), TOKEN_BUDGET):
             masked, targets = mask_tokens(collate(cut, part), self.vocab_size, self.masks, self.config.mask_fraction)
@@ -114,19 +119,26 @@ def pretrain(
         EhrError: fewer than two records with a code to guess (exit 11).
     """
     usable = np.flatnonzero(store.lengths > 1)
-    if len(usable) < 2 or tokenizer.vocab_size <= N_SPECIAL:
+    subject = store.subject_id[usable]  # a subject's windows stay together
+    if len(np.unique(subject)) < 2 or tokenizer.vocab_size <= N_SPECIAL:
         raise EhrError(
-            f"only {len(usable)} records with {tokenizer.vocab_size - N_SPECIAL} known codes to pretrain on",
+            f"only {len(np.unique(subject))} records with {tokenizer.vocab_size - N_SPECIAL} known codes to learn from",
             "pretraining records",
             "lower tokens.min_subjects or bring more records",
         )
     torch.manual_seed(seed)
     model = BEHRTForMaskedLM(
-        BEHRTConfig.of_size(size.size, tokenizer.vocab_size, value_codes=tokenizer.value_codes, dropout=size.dropout)
+        BEHRTConfig.of_size(
+            size.size,
+            tokenizer.vocab_size,
+            value_codes=tokenizer.value_codes,
+            dropout=size.dropout,
+            attention=size.attention,
+        )
     )
-    order = np.random.default_rng(seed).permutation(usable)
-    n_valid = max(1, round(config.validation_fraction * len(usable)))
-    objective = MaskedCodes(model, store, np.sort(order[n_valid:]), np.sort(order[:n_valid]), config, seed)
+    order = np.random.default_rng(seed).permutation(np.unique(subject))
+    validates = np.isin(subject, order[: max(1, round(config.validation_fraction * len(order)))])
+    objective = MaskedCodes(model, store, usable[~validates], usable[validates], config, seed)
     schedule = Schedule(config.epochs, config.batch_size, config.optimizer, None, seed)
     history = train(model, objective, schedule, title="pretraining", progress=progress, audit=FootprintAudit(model),
                     resume=resume)  # fmt: skip
@@ -141,8 +153,8 @@ def _record(
     return {
         "objective": "masked codes",
         "attention": objective.model.config.attention,
-        "subjects": len(store),
-        "validation_subjects": len(objective.valid_rows),
+        "subjects": len(np.unique(store.subject_id)),
+        "validation_subjects": len(np.unique(store.subject_id[objective.valid_rows])),
         "tokens": int(store.offsets[-1]),
         "tokens_fingerprint": store.fingerprint,
         "settings": config.model_dump(mode="json"),
