@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
 from lifelines import CoxPHFitter
+from scipy.optimize import minimize
 
 from ehrsequencing.baselines import BASELINES
 from ehrsequencing.baselines.cox import Outcome, RidgeCox, fit_cox, fit_cox_along
+from ehrsequencing.baselines.forest import fit_forest
+from ehrsequencing.baselines.logistic import PersonPeriods, fit_logistic
 from ehrsequencing.baselines.proportional import Breslow, PartialLikelihood, restricted_mean
 from ehrsequencing.baselines.table import cox_columns
 from ehrsequencing.batches import SurvivalData
-from ehrsequencing.config import TokensConfig
+from ehrsequencing.config import StudyConfig, TokensConfig
+from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.features import RECORD_COLUMNS, FeatureMatrix
 from ehrsequencing.models.ridge import PENALTIES, Standardiser
@@ -174,7 +179,15 @@ def test_cox_penalty_is_the_best_on_tuning():
 
 
 def test_the_table_is_complete_and_every_entry_says_why():
-    assert list(BASELINES) == ["kaplan-meier", "age-sex", "cox", "boosting", "wide"]
+    assert list(BASELINES) == [
+        "kaplan-meier",
+        "age-sex",
+        "cox",
+        "boosting",
+        "logistic",
+        "random-survival-forest",
+        "wide",
+    ]
     assert all(baseline.name == name and baseline.why for name, baseline in BASELINES.items())
 
 
@@ -196,8 +209,9 @@ def test_each_model_finds_what_it_can_see(data, fits):
     duration, event = outcome_of(data, "held_out")
     c = {name: harrell_c(duration, event, fit.risk[data.index("held_out")]) for name, fit in fits.items()}
     assert c["kaplan-meier"] == 0.5
-    assert 0.6 < c["age-sex"] < min(c["cox"], c["wide"], c["boosting"])
-    assert min(c["cox"], c["wide"], c["boosting"]) > 0.68
+    rich = [c[name] for name in ("cox", "wide", "boosting", "logistic", "random-survival-forest")]
+    assert 0.6 < c["age-sex"] < min(rich)
+    assert min(rich) > 0.68
     assert fits["cox"].coefficients["name"][:2].to_list() == ["age", "count:A"]
     assert fits["age-sex"].coefficients.height == 3
 
@@ -262,6 +276,82 @@ def test_without_a_sex_code_age_stands_alone_and_a_note_says_so(data):
     assert fit.coefficients["name"].to_list() == ["age", "age squared"]
 
 
+def person_periods(x, outcome, grid):
+    """Rows of the expanded table, one a patient and bin: columns, bin, weight, event; straight from the definition."""
+    for row, (duration, event) in enumerate(zip(*outcome, strict=True)):
+        for k, (left, right) in enumerate(pairwise(grid.edges)):
+            inside = left < duration <= right
+            lived = 1.0 if duration > right or (inside and event) else (duration - left) / (right - left)
+            if lived > 0:
+                yield x[row], k, lived, inside * event
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1e-2])
+def test_logistic_is_the_regression_on_expanded_person_periods(penalty):
+    x, outcome = tied_cohort(150, 3)
+    outcome = Outcome(*truncate(outcome.duration, outcome.event, 40.0))
+    grid = TimeGrid(np.array([0.0, 5.0, 15.0, 40.0]))
+    columns, bins, weight, event = (np.array(part) for part in zip(*person_periods(x, outcome, grid), strict=True))
+    z = (columns - x.mean(axis=0)) / x.std(axis=0)
+
+    def loss(point):
+        eta = z @ point[:3] + point[3:][bins]
+        p = 1 / (1 + np.exp(-eta))
+        nll = -(weight * np.where(event, np.log(p), np.log(1 - p))).sum() / len(x)
+        return nll + penalty / 2 * (point[:3] ** 2).sum()
+
+    theirs = minimize(loss, np.zeros(6), method="BFGS", options={"gtol": 1e-7}).x
+    located = grid.locate(outcome.duration)
+    rows = PersonPeriods.of(x, grid.exposure(*located), located[0], outcome.event)
+    ours = fit_logistic(rows, rows, penalties=[penalty])
+    assert ours.weight[:, 0] == pytest.approx(theirs[:3], abs=1e-4)
+    assert ours.bias[:, 0] == pytest.approx(theirs[3:], abs=1e-4)
+
+
+def test_logistic_penalty_is_the_best_on_tuning(data):
+    x = data.features.values[:, cox_columns(data)]
+    located = {split: data.grid.locate(outcome_of(data, split)[0]) for split in ("train", "tuning")}
+    train, tune = (
+        PersonPeriods.of(x[data.index(s)], data.grid.exposure(*at), at[0], outcome_of(data, s)[1])
+        for s, at in located.items()
+    )
+    fits = {penalty: fit_logistic(train, tune, penalties=[penalty]) for penalty in PENALTIES}
+    losses = {penalty: tune.nll(fit.logits(tune.x)[..., None])[0] for penalty, fit in fits.items()}
+    assert fit_logistic(train, tune).penalty == min(losses, key=losses.__getitem__)
+
+
+@pytest.mark.parametrize(("name", "n"), [("logistic", 6000), ("random-survival-forest", 3000)])
+def test_new_curves_are_calibrated_in_the_large(name, n):
+    data = usual(n, seed=8, fractions=(0.3, 0.1))
+    mean = BASELINES[name].fit(data, 0).survival[data.index("held_out")].mean(axis=0)
+    observed = KaplanMeier.fit(*outcome_of(data, "held_out")).at(data.grid.curve_times())
+    assert np.abs(mean - observed).max() < 0.04
+
+
+def test_a_forests_curve_is_the_mean_of_its_trees_and_its_seed_matters(data):
+    columns, times = cox_columns(data), data.grid.curve_times()
+    x, outcome = data.features.values[:, columns][data.index("train")], Outcome(*outcome_of(data, "train"))
+    fit, other = (fit_forest(x, outcome, times, seed) for seed in (3, 4))
+    trees = fit.model.estimators_
+    curves = np.mean([tree.predict_survival_function(x[:4], return_array=True) for tree in trees], axis=0)
+    assert fit.survival(x[:4], fit.model.unique_times_) == pytest.approx(curves)
+    assert (fit.survival(x[:4], times[:1] / 2) == 1).all()
+    assert not np.array_equal(other.survival(x[:4], times), fit.survival(x[:4], times))
+
+
+def test_an_extra_that_is_not_installed_is_named_with_the_command(monkeypatch, data):
+    monkeypatch.setattr("ehrsequencing.baselines.table.find_spec", lambda name: None)
+    with pytest.raises(EhrError) as caught:
+        BASELINES["random-survival-forest"].fit(data, 0)
+    assert caught.value.code == Exit.ENVIRONMENT
+    assert "pip install 'ehrsequencing[forest]'" in caught.value.fix
+
+
+def test_no_default_list_names_what_only_an_extra_installs():
+    default = StudyConfig.model_fields["baselines"].default
+    assert not {name for name, baseline in BASELINES.items() if baseline.requires} & set(default)
+
+
 def test_cox_takes_the_most_widespread_columns_that_vary():
     rng, n = np.random.default_rng(2), 300
     share = np.linspace(0.02, 0.9, 400)
@@ -296,7 +386,9 @@ def test_few_events_separation_and_constant_columns_break_nothing(name, tuning_e
     fit = BASELINES[name].fit(replace(data, features=FeatureMatrix(values, NAMES)), 0)
     assert np.isfinite(fit.survival).all()
     assert np.isfinite(fit.risk).all()
-    assert any(f"{tuning_events} tuning events" in note for note in fit.notes) == (name in {"cox", "boosting", "wide"})
+    assert any(f"{tuning_events} tuning events" in note for note in fit.notes) == (
+        name in {"cox", "boosting", "logistic", "wide"}
+    )
 
 
 @pytest.mark.parametrize("name", list(BASELINES))

@@ -69,7 +69,7 @@ def test_the_comparison_names_every_row_with_intervals(finished):
         **dict.fromkeys(
             ["frozen+wide", "frozen", "frozen-ridge+wide", "frozen-ridge", "lora+wide", "lora"], "strategy"
         ),
-        **dict.fromkeys(["kaplan-meier", "age-sex", "cox", "boosting", "wide"], "baseline"),
+        **dict.fromkeys(["kaplan-meier", "age-sex", "cox", "boosting", "wide", "lstm"], "baseline"),
     }
     for row in found["rows"]:
         for metric in ("harrell_c", "uno_c", "ibs"):

@@ -317,7 +317,7 @@ class StudyConfig(Strict):
     pretrain: PretrainConfig = PretrainConfig()
     model: ModelConfig = ModelConfig()
     strategies: tuple[str, ...] = ("frozen", "frozen-ridge", "lora", "full", "from-scratch", "frozen-random")
-    baselines: tuple[str, ...] = ("kaplan-meier", "age-sex", "cox", "boosting", "wide")
+    baselines: tuple[str, ...] = ("kaplan-meier", "age-sex", "cox", "boosting", "wide", "lstm")
     seeds: tuple[NonNegative, ...] = Field(default=(0, 1, 2), min_length=1)
     horizons_days: tuple[Positive, ...] = ()
     budget: BudgetConfig = BudgetConfig()

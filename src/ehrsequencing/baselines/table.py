@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
+from importlib.util import find_spec
 from types import MappingProxyType
 
 import numpy as np
@@ -14,9 +15,11 @@ import polars as pl
 from jaxtyping import Float64, Int64
 
 from ehrsequencing.baselines.cox import Outcome, RidgeCox, fit_cox, fit_cox_along
+from ehrsequencing.baselines.logistic import PersonPeriods, fit_logistic
 from ehrsequencing.baselines.proportional import Breslow, restricted_mean
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.config import TRAIN, TUNING
+from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.ridge import Standardiser
 from ehrsequencing.models.wide import RidgeHazard, fit_wide
 from ehrsequencing.nonparametric import KaplanMeier
@@ -24,6 +27,7 @@ from ehrsequencing.nonparametric import KaplanMeier
 MAX_COX_COLUMNS = 256
 LIGHT_PENALTIES = (1.0, 1e-2, 1e-4)
 """Of age and sex: the last is used (it weighs as much as an event in 10,000 patients), the others lead up to it."""
+FOREST = "random-survival-forest"
 _AGE = "age"
 _SEX = re.compile(r"(static|count):([A-Z]+//)?(SEX|GENDER)([^A-Z]|$)", re.IGNORECASE)
 _LEFT_OUT = ("mean:", "trend:")
@@ -41,6 +45,7 @@ class Fitted:
         n_parameters: fitted numbers: coefficients not 0 (and intercepts), steps of a curve, leaves.
         coefficients: ``name, coefficient`` per standard deviation of the column, largest first; of linear models.
         notes: what had to be decided otherwise than planned.
+        logits: hazard logits of models that live on the grid: recalibration starts from them.
         model: the fitted hazard itself, of ``wide`` only: blends and bundles need it.
     """
 
@@ -49,6 +54,7 @@ class Fitted:
     n_parameters: int
     coefficients: pl.DataFrame | None = None
     notes: tuple[str, ...] = ()
+    logits: Float64[np.ndarray, "N K"] | None = None
     model: RidgeHazard | None = None
     seconds: float = 0.0
 
@@ -62,6 +68,19 @@ class Baseline:
     fit: Callable[[SurvivalData, int], Fitted]
     seeded: bool = False
     """Whether another seed gives another model."""
+    requires: str | None = None
+    """A module that only an extra installs, for entries that no default list names."""
+    extra: str = ""
+
+    def refuse_missing(self, where: str) -> None:
+        """EhrError (exit 14) with the command that installs what this entry needs, where it is not there."""
+        if self.requires is not None and find_spec(self.requires) is None:
+            raise EhrError(
+                f"the baseline '{self.name}' needs {self.requires}, which is not installed",
+                where,
+                f"pip install 'ehrsequencing[{self.extra}]', or leave this baseline out",
+                code=Exit.ENVIRONMENT,
+            )
 
 
 def kaplan_meier(data: SurvivalData, seed: int) -> Fitted:
@@ -105,15 +124,37 @@ def boosting(data: SurvivalData, seed: int) -> Fitted:
 def wide(data: SurvivalData, seed: int) -> Fitted:
     """The wide companion by itself."""
     fit = fit_wide(data)
-    logits = fit.logits(data.features.values)
-    return Fitted(
-        risk=data.grid.risk(logits),
-        survival=data.grid.survival(logits, data.grid.curve_times()),
-        n_parameters=fit.n_parameters,
-        coefficients=_coefficients(data.features.names, fit.weight),
-        notes=fit.notes,
-        model=fit,
-    )
+    fitted = from_logits(data, fit.logits(data.features.values), fit.n_parameters, fit.notes)
+    return replace(fitted, coefficients=_coefficients(data.features.names, fit.weight), model=fit)
+
+
+def logistic(data: SurvivalData, seed: int) -> Fitted:
+    """Discrete-time logistic regression on Cox's columns."""
+    columns = cox_columns(data)
+    x = data.features.values[:, columns]
+    fit = fit_logistic(_periods(data, x, TRAIN), _periods(data, x, TUNING))
+    names = [data.features.names[column] for column in columns]
+    fitted = from_logits(data, fit.logits(x), fit.n_parameters, fit.notes)
+    return replace(fitted, coefficients=_coefficients(names, fit.weight[:, 0]))
+
+
+def random_survival_forest(data: SurvivalData, seed: int) -> Fitted:
+    """A random survival forest on Cox's columns; its own curves."""
+    from ehrsequencing.baselines.forest import fit_forest  # scikit-learn takes a second to import
+
+    BASELINES[FOREST].refuse_missing("baselines")
+    x, times = data.features.values[:, cox_columns(data)], data.grid.curve_times()
+    fit = fit_forest(x[data.index(TRAIN)], _outcome(data, TRAIN), times, seed)
+    survival = fit.survival(x, times)
+    return Fitted(-restricted_mean(survival, times), survival, fit.n_leaves)
+
+
+def from_logits(
+    data: SurvivalData, logits: Float64[np.ndarray, "N K"], n_parameters: int, notes: tuple[str, ...] = ()
+) -> Fitted:
+    """The predictions of a model that gives hazard logits on the grid."""
+    survival = data.grid.survival(logits, data.grid.curve_times())
+    return Fitted(data.grid.risk(logits), survival, n_parameters, notes=notes, logits=logits)
 
 
 def cox_columns(data: SurvivalData) -> Int64[np.ndarray, " p"]:
@@ -132,6 +173,13 @@ def cox_columns(data: SurvivalData) -> Int64[np.ndarray, " p"]:
 
 def _plain_columns(data: SurvivalData) -> Int64[np.ndarray, " p"]:
     return np.flatnonzero([not name.startswith(_LEFT_OUT) for name in data.features.names])
+
+
+def _periods(data: SurvivalData, x: np.ndarray, split: str) -> PersonPeriods:
+    rows = data.index(split)
+    targets = data.targets(rows)
+    bins, fraction = targets.bin.numpy(), targets.fraction.numpy()
+    return PersonPeriods.of(x[rows], data.grid.exposure(bins, fraction), bins, targets.event.numpy())
 
 
 def _outcome(data: SurvivalData, split: str) -> Outcome:
@@ -163,7 +211,9 @@ def _coefficients(names: Sequence[str], weight: np.ndarray) -> pl.DataFrame:
     return pl.DataFrame({"name": [names[column] for column in order], "coefficient": weight[order]})
 
 
-def _timed(fit: Callable[[SurvivalData, int], Fitted]) -> Callable[[SurvivalData, int], Fitted]:
+def timed(fit: Callable[[SurvivalData, int], Fitted]) -> Callable[[SurvivalData, int], Fitted]:
+    """The same fit, with the seconds it took."""
+
     @wraps(fit)
     def timed(data: SurvivalData, seed: int = 0) -> Fitted:
         started = time.perf_counter()
@@ -173,10 +223,19 @@ def _timed(fit: Callable[[SurvivalData, int], Fitted]) -> Callable[[SurvivalData
 
 
 _ALL = (
-    Baseline("kaplan-meier", "everybody gets the average curve: what any model must beat", _timed(kaplan_meier)),
-    Baseline("age-sex", "Cox on age (linear and squared) and sex: what is known without a record", _timed(age_sex)),
-    Baseline("cox", "ridge Cox on counts, recency and last values: the statistician's usual model", _timed(cox)),
-    Baseline("boosting", "boosted trees on the same columns: interactions without a sequence", _timed(boosting), True),
-    Baseline("wide", "the penalised hazard model on every feature, on the strategies' own time grid", _timed(wide)),
+    Baseline("kaplan-meier", "everybody gets the average curve: what any model must beat", timed(kaplan_meier)),
+    Baseline("age-sex", "Cox on age (linear and squared) and sex: what is known without a record", timed(age_sex)),
+    Baseline("cox", "ridge Cox on counts, recency and last values: the statistician's usual model", timed(cox)),
+    Baseline("boosting", "boosted trees on the same columns: interactions without a sequence", timed(boosting), True),
+    Baseline("logistic", "logistic regression on person-periods: discrete time as textbooks have it", timed(logistic)),
+    Baseline(
+        FOREST,
+        "a random survival forest on the same columns: interactions without a tuned number of trees",
+        timed(random_survival_forest),
+        seeded=True,
+        requires="sksurv",
+        extra="forest",
+    ),
+    Baseline("wide", "the penalised hazard model on every feature, on the strategies' own time grid", timed(wide)),
 )
 BASELINES: Mapping[str, Baseline] = MappingProxyType({baseline.name: baseline for baseline in _ALL})

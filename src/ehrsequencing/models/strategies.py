@@ -198,9 +198,10 @@ def footprint(model: nn.Module) -> str:
 
 
 OPTIONAL_INPUTS = {
-    "embeddings.value_embedding.weight": "no token carried a numeric value",
     "embeddings.age_projection.weight": "no age was known",
     "embeddings.gap_projection.weight": "no time passed between any two visits",
+    "lstm.weight_hh_l0": "no record had a visit",
+    "value_embedding.weight": "no token carried a numeric value",
 }
 """Tensors without a gradient when the data never bring their input: noted, not an error."""
 

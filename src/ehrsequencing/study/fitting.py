@@ -22,6 +22,7 @@ from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.study.assemble import WIDE, blend_name, calibrated_row, make_bundle
 from ehrsequencing.study.data import Division, Prepared, prepare, pretraining_records
+from ehrsequencing.study.simple import simple_models
 from ehrsequencing.synthetic import read_truth, true_survival
 from ehrsequencing.synthetic.truth import TRUTH_FILE
 from ehrsequencing.timegrid import truncate
@@ -156,8 +157,9 @@ def _bundle_rows(
 
 def _simple_models(work: Workplace, prepared: Prepared, wide_fit: Fitted) -> Iterator[Scored]:
     data, at = prepared.data, prepared.data.index(HELD_OUT)
+    table = simple_models(work.recipe, work.study.model, work.progress)
     for name in work.study.baselines:
-        baseline = BASELINES[name]
+        baseline = table[name]
         work.progress(Tick(name, 0, 1))
         for seed in work.study.seeds if baseline.seeded else work.study.seeds[:1]:
             fitted = wide_fit if name == WIDE else baseline.fit(data, seed)
@@ -191,9 +193,9 @@ def _calibrated(
     )
     if np.ptp(fitted.risk) == 0:
         return raw, ()
-    logits = _hazard(fitted).logits(data.features.values) if name == WIDE else data.grid.logits_of(fitted.survival)
+    logits = data.grid.logits_of(fitted.survival) if fitted.logits is None else fitted.logits
     row = calibrated_row(data, 0.0, logits, logits)
-    if row.unchanged and name != WIDE:
+    if row.unchanged:
         return raw, ()
     adjusted = to_predictions(row.logits(None, logits[at]), data.rows[at], data.grid, name, data.cohort_fingerprint)
     return adjusted, row.notes

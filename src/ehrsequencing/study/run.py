@@ -12,11 +12,10 @@ from typing import Any
 
 import polars as pl
 
-from ehrsequencing.baselines import BASELINES
 from ehrsequencing.bundle import environment
 from ehrsequencing.cohort import Cohort, build_cohort
 from ehrsequencing.config import HELD_OUT, TUNING, StudyConfig, TaskConfig, load_yaml
-from ehrsequencing.errors import EhrError, Exit, nearest
+from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.files import refuse_unwritable, staged, write_json
 from ehrsequencing.models.strategies import find_strategy
@@ -33,6 +32,7 @@ from ehrsequencing.study.data import (
 )
 from ehrsequencing.study.estimate import estimate
 from ehrsequencing.study.fitting import Scored, Workplace, fit_division
+from ehrsequencing.study.simple import check_names
 from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.training.loop import Progress, silent
 from ehrsequencing.training.recipes import Choice, Recipe, choose_recipe
@@ -109,11 +109,7 @@ def read_study(path: Path) -> StudyConfig:
     study = load_yaml(StudyConfig, path)
     for name in study.strategies:
         find_strategy(name)
-    for name in study.baselines:
-        if name not in BASELINES:
-            close = nearest(name, BASELINES, 1)
-            fix = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(BASELINES)}"
-            raise EhrError(f"unknown baseline '{name}'", f"{path}, baselines", fix, code=Exit.CONFIG)
+    check_names(study.baselines, f"{path}, baselines")
     return study
 
 

@@ -1,0 +1,41 @@
+"""The simple models by name: those of ``baselines``, and the visit LSTM, which learns through the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ehrsequencing.baselines import BASELINES, Baseline, Fitted
+from ehrsequencing.baselines.table import from_logits, timed
+from ehrsequencing.batches import SurvivalData
+from ehrsequencing.config import ModelConfig
+from ehrsequencing.errors import EhrError, Exit, nearest
+from ehrsequencing.training.loop import Progress, silent
+from ehrsequencing.training.recipes import Recipe
+from ehrsequencing.training.visit_lstm import fit_visit_lstm
+
+LSTM = "lstm"
+NAMES = (*BASELINES, LSTM)
+
+
+def simple_models(
+    recipe: Recipe, size: ModelConfig = ModelConfig(), progress: Progress = silent
+) -> Mapping[str, Baseline]:
+    """Every simple model, ready to fit; what learns by epochs follows ``recipe``."""
+
+    def lstm(data: SurvivalData, seed: int) -> Fitted:
+        fit = fit_visit_lstm(data, recipe, size=size, seed=seed, progress=progress)
+        return from_logits(data, fit.logits, fit.n_parameters, fit.notes)
+
+    why = "an LSTM over visits on the transformer's own tokens and loss: a sequence without attention or pretraining"
+    return {**BASELINES, LSTM: Baseline(LSTM, why, timed(lstm), seeded=True)}
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """EhrError where a name is unknown (exit 10, with the nearest) or needs what is not installed (exit 14)."""
+    for name in names:
+        if name not in NAMES:
+            close = nearest(name, NAMES, 1)
+            fix = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(NAMES)}"
+            raise EhrError(f"unknown baseline '{name}'", where, fix, code=Exit.CONFIG)
+        if name in BASELINES:
+            BASELINES[name].refuse_missing(where)
