@@ -182,11 +182,7 @@ def _fit_by_loop(
     history = train(model, objective, schedule, title=strategy.name, progress=progress, audit=audit, choose=choose,
                     resume=resume)  # fmt: skip
     model.eval()
-    notes = list(audit.notes)
-    if objective.steps_without_pairs:
-        notes.append(f"{objective.steps_without_pairs} steps had no comparable pair: the ranking term was left out")
-    if not objective.score.can_rank:
-        notes.append("no comparable pair in the tuning split: epochs were selected by likelihood")
+    notes = [*audit.notes, *objective.notes]
     if strategy.cached_features:
         logits = _head_logits(model, cache.get(model, data))
     else:

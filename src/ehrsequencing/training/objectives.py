@@ -70,6 +70,16 @@ class SurvivalObjective:
         self._seen.append((rows, logits.detach()))
         return result.loss
 
+    @property
+    def notes(self) -> list[str]:
+        """What had to be left out or judged otherwise than planned, in words."""
+        told = []
+        if self.steps_without_pairs:
+            told.append(f"{self.steps_without_pairs} steps had no comparable pair: the ranking term was left out")
+        if not self.score.can_rank:
+            told.append("no comparable pair in the tuning split: epochs were selected by likelihood")
+        return told
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Metrics on the tuning split; the logits are kept for choosing among checkpoints."""

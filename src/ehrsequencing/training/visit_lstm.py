@@ -16,6 +16,7 @@ from ehrsequencing.models.strategies import FootprintAudit
 from ehrsequencing.training.loop import Epoch, Progress, Schedule, silent, train
 from ehrsequencing.training.objectives import SurvivalObjective
 from ehrsequencing.training.recipes import Recipe
+from ehrsequencing.training.resume import Resume
 
 TITLE = "lstm"
 
@@ -42,6 +43,7 @@ def fit_visit_lstm(
     size: ModelConfig = ModelConfig(),
     seed: int = 0,
     progress: Progress = silent,
+    resume: Resume | None = None,
 ) -> FittedLSTM:
     """Train on the training rows; the epoch with the best tuning C is kept; held-out rows are only scored.
 
@@ -58,8 +60,9 @@ def fit_visit_lstm(
     optimizer = OptimizerConfig(weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm)
     schedule = Schedule(recipe.epochs, recipe.batch_size, optimizer, recipe.patience, seed)
     audit = FootprintAudit(model)
-    history = train(model, objective, schedule, title=TITLE, progress=progress, audit=audit)
-    return FittedLSTM(model, lstm_logits(model, data.tokens, everybody), history, tuple(audit.notes))
+    history = train(model, objective, schedule, title=TITLE, progress=progress, audit=audit, resume=resume)
+    notes = (*audit.notes, *objective.notes)
+    return FittedLSTM(model, lstm_logits(model, data.tokens, everybody), history, notes)
 
 
 def _config(data: SurvivalData, size: ModelConfig) -> BEHRTConfig:
