@@ -12,6 +12,7 @@ from jaxtyping import Float64
 
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.cohort import cut, prediction_rows
+from ehrsequencing.config import TaskConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.features import build_features
@@ -33,15 +34,27 @@ def predict(bundle: Bundle, dataset: MedsDataset, *, labels: Path | None = None,
 
 def predict_rows(bundle: Bundle, dataset: MedsDataset, rows: pl.DataFrame, row: str | None = None) -> Predictions:
     """Predictions for given rows (``subject_id, prediction_time``), in their order."""
+    name, logits = row_logits(bundle, dataset, rows, row)
+    return to_predictions(logits, rows, bundle.grid, name, cohort_fingerprint="")
+
+
+def row_logits(
+    bundle: Bundle, dataset: MedsDataset, rows: pl.DataFrame, row: str | None = None, task: TaskConfig | None = None
+) -> tuple[str, Float64[np.ndarray, "n K"]]:
+    """The name of the bundle's row that is read, and its hazard logits for given rows, in their order.
+
+    Args:
+        task: whose rules say what may be read; None is the bundle's own.
+    """
     name, chosen = bundle.row(row)
-    history = cut(dataset.scan(), rows, bundle.task).collect(engine="streaming")
+    history = cut(dataset.scan(), rows, task or bundle.task).collect(engine="streaming")
     deep = wide = None
     if chosen.alpha > 0:
         tokens = tokenize(history, rows, bundle.tokenizer)
         deep = hazard_logits(bundle.model, tokens, np.arange(len(tokens)))  # [n, K]
     if chosen.alpha < 1:
         wide = bundle.wide.logits(build_features(history, rows, bundle.features).values)  # [n, K]
-    return to_predictions(chosen.logits(deep, wide), rows, bundle.grid, name, cohort_fingerprint="")
+    return name, chosen.logits(deep, wide)
 
 
 def to_predictions(

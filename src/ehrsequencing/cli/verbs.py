@@ -239,6 +239,42 @@ def evaluate(
     to = Output(as_json, quiet)
     found = steps.evaluate_file(predictions, cohort, horizons=tuple(horizon or ()), bootstrap=bootstrap, split=split)
     to.result(found.text(), found.to_json())
+    to.next("validate", "BUNDLE", "MEDS", "TASK.yaml", "OUT")
+
+
+@app.command(epilog="Example: ehrseq validate out/bundle out/hospital-b out/hospital-b/task.yaml out/validation")
+def validate(
+    bundle: Annotated[Path, typer.Argument(help="a bundle (from 'ehrseq finetune' or 'ehrseq run')")],
+    meds: Meds,
+    task: Task,
+    out: Out,
+    row: Annotated[str | None, typer.Option(help="which of the bundle's rows, e.g. lora, wide, lora+wide")] = None,
+    development: Annotated[
+        Path | None, typer.Option(help="the bundle's own dataset, where the bundle keeps no case mix")
+    ] = None,
+    horizon: Annotated[list[float] | None, typer.Option(help="days; may be given several times")] = None,
+    split: Annotated[str, typer.Option(help="whom to judge: all, or one split of the dataset")] = "all",
+    split_seed: Seed = 0,
+    bootstrap: Annotated[int, typer.Option(min=0, help="resamples for the intervals")] = 1_000,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """A bundle on a second site or on later patients: what it does not know, case mix, figures before and after
+    recalibration; leaves predictions and a report."""
+    from ehrsequencing.cli.progress import ProgressDisplay
+    from ehrsequencing.study.validate import validate as judge
+
+    _threads(threads)
+    to, asked = Output(as_json, quiet), tuple(horizon or ())
+    with ProgressDisplay(quiet) as progress:
+        found = judge(
+            bundle, meds, task, out, row=row, development=development, horizons=asked, split=split,
+            split_seed=split_seed, bootstrap=bootstrap, seed=seed, progress=progress,
+        )  # fmt: skip
+    to.result(found.text(), found.to_json())
+    to.next("pretrain", meds, beside(out, "encoder-of-its-own"), "--task", task)
 
 
 @app.command(epilog="Example: ehrseq run studies/demo.yaml out/demo")

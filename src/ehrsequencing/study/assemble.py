@@ -50,7 +50,7 @@ def make_bundle(
         model=fitted.model,
         wide=wide,
         rows=rows,
-        facts={**facts, **_facts(data, fitted)},
+        facts={**facts, **_facts(data, fitted), "casemix": prepared.casemix},
         history=[epoch.to_dict() for epoch in fitted.history],
     )
 

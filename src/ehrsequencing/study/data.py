@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -30,6 +31,7 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset, assign_folds, assign_splits, rank_hash
 from ehrsequencing.features import FeatureSpec, build_features
 from ehrsequencing.sources.synthea import convert_synthea
+from ehrsequencing.study.casemix import describe_casemix
 from ehrsequencing.synthetic import simulate
 from ehrsequencing.timegrid import TimeGrid, choose_tau, truncate
 from ehrsequencing.tokens import Tokenizer, TokenStore, tokenize, tokenize_windows
@@ -141,6 +143,8 @@ class Prepared:
     data: SurvivalData
     features: FeatureSpec
     tau: float
+    casemix: dict[str, Any] = field(default_factory=dict)
+    """Who the training rows are, in suppressed numbers: what a validation compares with."""
 
     def events(self, split: str) -> int:
         """Outcomes up to τ in a split."""
@@ -187,7 +191,7 @@ def prepare(
         cohort_fingerprint=cohort.fingerprint,
         causes=cohort.task.causes,
     )
-    return Prepared(data, spec, tau)
+    return Prepared(data, spec, tau, describe_casemix(history, train, tokenizer, tau, cohort.task.causes))
 
 
 def common_tau(cohort: Cohort, parts: Sequence[Division]) -> float:

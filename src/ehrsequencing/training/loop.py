@@ -17,6 +17,7 @@ from ehrsequencing.batches import epoch_batches
 from ehrsequencing.config import OptimizerConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.strategies import FootprintAudit
+from ehrsequencing.progress import Progress, Tick, silent
 from ehrsequencing.training.resume import (
     Resume,
     Snapshot,
@@ -49,23 +50,6 @@ class Objective(Protocol):
 
     def restore(self, state: Snapshot) -> None:
         """Put back what ``state`` gave."""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Where a long job stands, for whoever draws the progress."""
-
-    title: str
-    done: float
-    total: float
-    note: str = ""
-
-
-Progress = Callable[[Tick], None]
-
-
-def silent(tick: Tick) -> None:
-    """A progress listener that shows nothing."""
 
 
 @dataclass(frozen=True)
