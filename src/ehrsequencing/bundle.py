@@ -44,8 +44,8 @@ class Row:
     recalibration: Recalibration | None
 
     def logits(
-        self, deep: Float64[np.ndarray, "n K"] | None, wide: Float64[np.ndarray, "n K"] | None
-    ) -> Float64[np.ndarray, "n K"]:
+        self, deep: Float64[np.ndarray, "n K *R"] | None, wide: Float64[np.ndarray, "n K *R"] | None
+    ) -> Float64[np.ndarray, "n K *R"]:
         """The row's own hazard logits; a part with no weight may be None."""
         if deep is None or wide is None:
             mixed = wide if deep is None else deep
@@ -58,8 +58,7 @@ class Row:
     @property
     def unchanged(self) -> bool:
         """Whether the recalibration leaves logits as they are (too few tuning events)."""
-        fitted = self.recalibration
-        return fitted is None or (fitted.slope == 1 and not fitted.intercepts.any())
+        return self.recalibration is None or self.recalibration.unchanged
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -259,8 +258,8 @@ def _load_model(folder: Path) -> BEHRTForSurvival:
         model = BEHRTForSurvival.from_pretrained(folder / "model")
     else:
         config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        names = ("n_bins", "head", "head_hidden", "head_dropout", "predict_at", "attention")
-        overrides = {name: config[name] for name in names}
+        names = ("n_bins", "n_causes", "head", "head_hidden", "head_dropout", "predict_at", "attention")
+        overrides = {name: config[name] for name in names if name in config}
         model = BEHRTForSurvival.from_encoder(BEHRTModel.from_pretrained(folder / "encoder"), **overrides)
         load_adapter(model, folder / "adapter.safetensors")
     model.eval()

@@ -51,7 +51,7 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
         if isinstance(module, HazardHead):
             init.normal_(module.hazard.weight, std=0.02)
 
-    def forward(self, batch: Batch) -> Float[Tensor, "B V K"]:
+    def forward(self, batch: Batch) -> Float[Tensor, "B V K *R"]:
         """Hazard logits of each patient at its prediction_time (V = 1), or at each of its visits (from visit 0 on)."""
         features = self.features(batch)  # [B,F] or [B,V,F]
         if features.ndim == 2:
@@ -66,7 +66,7 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
             return pool_visits(hidden, batch.mask, batch.visit)
         return pool(hidden, batch.mask)
 
-    def hazards(self, features: Float[Tensor, "n F"]) -> Float[Tensor, "n K"]:
+    def hazards(self, features: Float[Tensor, "n F"]) -> Float[Tensor, "n K *R"]:
         """The head over any number of pooled vectors, each to the same bits whichever others there are."""
         return self.hazard_head(whole_rows(features))[: len(features), 0]
 

@@ -59,6 +59,7 @@ class BEHRTConfig(PretrainedConfig):
     attention: str = "bidirectional"
     predict_at: str = "index"
     n_bins: int = 20
+    n_causes: int = 1
     head: str = "mlp"
     head_hidden: int = 40
     head_dropout: float | int = 0.1

@@ -35,9 +35,9 @@ def encode(model: BEHRTForSurvival, store: TokenStore, rows: Int64[np.ndarray, "
 @torch.no_grad()
 def hazard_logits(
     model: BEHRTForSurvival, store: TokenStore, rows: Int64[np.ndarray, " n"]
-) -> Float64[np.ndarray, "n K"]:
+) -> Float64[np.ndarray, "n K *R"]:
     """Hazard logits at prediction_time in eval mode, as float64 for the arithmetic of survival."""
-    logits = _in_eval(model, lambda: in_micro_batches(model, store, rows))  # [n, 1, K]
+    logits = _in_eval(model, lambda: in_micro_batches(model, store, rows))  # [n, 1, K, *R]
     return logits[:, 0].double().numpy()
 
 

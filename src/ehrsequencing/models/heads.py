@@ -1,7 +1,11 @@
-"""Hazard heads: pooled features of a patient to hazard logits, as a small MLP or as a penalised linear model."""
+"""Hazard heads: pooled features of a patient to hazard logits, as a small MLP or as a penalised linear model.
+
+With R competing causes a head has an output for every bin and cause, [B, 1, K, R]; with one cause, [B, 1, K].
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -13,6 +17,11 @@ from ehrsequencing.models.wide import RidgeHazard
 
 MIN_STD = 1e-6
 """A pooled feature that varies less than this on the training rows is centred only."""
+
+
+def _shape(config: BEHRTConfig) -> tuple[int, ...]:
+    """Of one patient's logits: (K,), or (K, R) where R causes compete."""
+    return (config.n_bins,) if config.n_causes == 1 else (config.n_bins, config.n_causes)
 
 
 class HazardHead(nn.Module):
@@ -29,18 +38,20 @@ class HazardHead(nn.Module):
         self.dense = nn.Linear(width, config.head_hidden)
         self.norm = nn.LayerNorm(config.head_hidden)
         self.activation, self.dropout = nn.GELU(), nn.Dropout(config.head_dropout)
-        self.hazard = nn.Linear(config.head_hidden, config.n_bins)
+        self.shape = _shape(config)
+        self.hazard = nn.Linear(config.head_hidden, math.prod(self.shape))
 
-    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K"]:
-        """Hazard logits φ of the K bins at the one prediction_time of each patient."""
+    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K *R"]:
+        """Hazard logits φ of the K bins (and R causes) at the one prediction_time of each patient."""
         x = (features - self.mean) / self.std  # [B,3H]
         x = self.dropout(self.activation(self.norm(self.dense(x))))  # [B,hidden]
-        return self.hazard(x)[:, None, :]  # [B,1,K]
+        return self.hazard(x).unflatten(1, (1, *self.shape))  # [B,1,K,*R]
 
     @torch.no_grad()
-    def set_marginal(self, logits: Float[Tensor, " K"]) -> None:
-        """Start the bias at the training outcome's marginal hazard, so that epoch 1 begins at Kaplan–Meier."""
-        self.hazard.bias.copy_(logits)
+    def set_marginal(self, logits: Float[Tensor, " K *R"]) -> None:
+        """Start the bias at the training outcome's marginal hazards, so that epoch 1 begins at Kaplan–Meier (or
+        Aalen–Johansen)."""
+        self.hazard.bias.copy_(logits.flatten())
 
     @torch.no_grad()
     def set_standardiser(self, mean: Float[Tensor, " F"], std: Float[Tensor, " F"]) -> None:
@@ -50,7 +61,7 @@ class HazardHead(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """φ_k = b_k + w·(x − mean)/std: one weight vector shared by the bins, set from a convex fit."""
+    """φ_k = b_k + w·(x − mean)/std: one weight vector shared by the bins, set from a convex fit; one a cause."""
 
     mean: Tensor
     std: Tensor
@@ -60,17 +71,18 @@ class LinearHead(nn.Module):
         width = 3 * config.hidden_size
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
-        self.weight = nn.Parameter(torch.zeros(width))
-        self.bias = nn.Parameter(torch.zeros(config.n_bins))
+        shape = _shape(config)
+        self.weight = nn.Parameter(torch.zeros(width, *shape[1:]))
+        self.bias = nn.Parameter(torch.zeros(shape))
 
-    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K"]:
-        """Hazard logits φ of the K bins at the one prediction_time of each patient."""
+    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K *R"]:
+        """Hazard logits φ of the K bins (and R causes) at the one prediction_time of each patient."""
         x = (features - self.mean) / self.std  # [B,3H]
-        return (self.bias + (x @ self.weight)[:, None])[:, None, :]  # [B,1,K]
+        return (self.bias + (x @ self.weight)[:, None])[:, None]  # [B,1,K,*R]
 
     @torch.no_grad()
-    def set_marginal(self, logits: Float[Tensor, " K"]) -> None:
-        """Start the bias at the training outcome's marginal hazard."""
+    def set_marginal(self, logits: Float[Tensor, " K *R"]) -> None:
+        """Start the bias at the training outcome's marginal hazards."""
         self.bias.copy_(logits)
 
     @torch.no_grad()
@@ -85,7 +97,7 @@ class LinearHead(nn.Module):
         parts = (ridge.mean, ridge.std, ridge.weight, ridge.bias)
         mean, std, weight, bias = (torch.from_numpy(part).float() for part in parts)
         self.set_standardiser(mean, std)
-        self.weight.copy_(torch.where(std > 0, weight, torch.zeros_like(weight)))
+        self.weight.copy_(torch.where((std > 0)[(..., *[None] * (weight.ndim - 1))], weight, torch.zeros_like(weight)))
         self.bias.copy_(bias)
 
 

@@ -2,6 +2,8 @@
 
 A bin's cumulative hazard is sp(φ) = log(1 + e^φ) = −log(1 − h) with h = σ(φ) its discrete hazard; within a bin it is
 spent evenly. A patient's outcome is its bin k, the elapsed fraction f in (0, 1] of that bin, and the event flag δ.
+With R competing causes logits are (B, K, R), the outcome first, and event the number of the cause: Λ = sp(η) with
+η = logsumexp_r φ_r is a bin's cumulative hazard of all causes, softmax_r φ each cause's share of it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from torch.nn.functional import softplus
 
 SERIES_BELOW = -10.0
 """Below this logit log sp(φ) is taken from its series: sp underflows long before log sp does."""
+LARGEST_LOG = 5.0
+"""Above this log x, e^{−x} is below e^{−148}: nothing beside 1, and its gradient nothing too."""
 
 
 def log_softplus(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -48,16 +52,21 @@ def exposure(bin: Int[Tensor, "*shape"], fraction: Float[Tensor, "*shape"], n_bi
     return share + (index < bin[..., None])  # [..., K]
 
 
+def total_logit(logits: Float[Tensor, "B K *R"]) -> Float[Tensor, "B K"]:
+    """η = logsumexp over the causes; the logits themselves where there is one."""
+    return logits if logits.ndim == 2 else torch.logsumexp(logits, dim=2)
+
+
 def cumulative_hazard(
-    logits: Float[Tensor, "B K"], bin: Int[Tensor, " B"], fraction: Float[Tensor, " B"]
+    logits: Float[Tensor, "B K *R"], bin: Int[Tensor, " B"], fraction: Float[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
-    """Λ(t) = Σ_{j<k} sp(φ_j) + f·sp(φ_k) at each patient's own time."""
+    """Λ(t) = Σ_{j<k} sp(φ_j) + f·sp(φ_k) at each patient's own time; of all causes."""
     w = exposure(bin, fraction.to(logits.dtype), logits.shape[1])  # [B,K]
-    return (w * _softplus(logits)).sum(dim=1)  # [B]
+    return (w * _softplus(total_logit(logits))).sum(dim=1)  # [B]
 
 
 def survival_nll(
-    logits: Float[Tensor, "B K"],
+    logits: Float[Tensor, "B K *R"],
     bin: Int[Tensor, " B"],
     fraction: Float[Tensor, " B"],
     event: Int[Tensor, " B"] | Bool[Tensor, " B"],
@@ -65,13 +74,20 @@ def survival_nll(
     """Negative log likelihood of each patient: Σ_{j<k} sp(φ_j) + f·sp(φ_k) − δ·log sp(φ_k).
 
     The likelihood of right-censored data under a hazard that is constant within each bin, so that events and
-    censorings at any point of a bin are unbiased; the bins' widths, constants of the data, are left out.
+    censorings at any point of a bin are unbiased; the bins' widths, constants of the data, are left out. With several
+    causes sp(φ) is Λ = sp(η), and an event of cause r adds −log softmax_r φ_k.
 
     >>> survival_nll(torch.zeros(1, 2), torch.tensor([1]), torch.tensor([0.5]), torch.tensor([0]))
     tensor([1.0397])
     """
-    log_hazard = log_softplus(logits.gather(1, bin[:, None]))[:, 0]  # [B]
-    return cumulative_hazard(logits, bin, fraction) - event.to(logits.dtype) * log_hazard
+    if logits.ndim == 2:
+        log_hazard = log_softplus(logits.gather(1, bin[:, None]))[:, 0]  # [B]
+        return cumulative_hazard(logits, bin, fraction) - event.to(logits.dtype) * log_hazard
+    own = logits[torch.arange(len(bin), device=bin.device), bin]  # [B,R]
+    total = torch.logsumexp(own, dim=1)  # [B] η_k
+    cause = own.gather(1, (event.long() - 1).clamp_min(0)[:, None])[:, 0]  # [B]
+    log_hazard = log_softplus(total) + cause - total  # [B] log of the cause's own hazard
+    return cumulative_hazard(logits, bin, fraction) - (event > 0).to(logits.dtype) * log_hazard
 
 
 def log_cumulative_hazard(
@@ -86,34 +102,73 @@ def log_cumulative_hazard(
 def at_risk(
     duration: Float[Tensor, " B"], event: Int[Tensor, " B"] | Bool[Tensor, " B"]
 ) -> tuple[Int[Tensor, " E"], Bool[Tensor, "E B"]]:
-    """The patients with an event, and who is still at risk when each of them has it.
+    """The patients with the outcome, and who is still at risk when each of them has it.
 
     j is at risk at t_i when duration_j > t_i, or when both are equal and j is censored (events come before
-    censorings of the same time); two events at the same time make no pair.
+    censorings of the same time); two outcomes at the same time make no pair. Whoever had a competing event, however
+    early, can no longer have the outcome and so is at risk at every t_i (Wolbers et al. 2009).
     """
-    cases = torch.nonzero(event != 0)[:, 0]  # [E]
+    cases = torch.nonzero(event == 1)[:, 0]  # [E]
     time = duration[cases, None]  # [E,1]
-    return cases, (duration > time) | ((duration == time) & (event == 0))  # [E,B]
+    return cases, (duration > time) | ((duration == time) & (event == 0)) | (event > 1)  # [E,B]
+
+
+def log_one_minus_exp(log_x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """log(1 − e^{−x}) of x > 0 given by its logarithm, with finite gradients however small or large x is.
+
+    For small x: log x − x/2 + x²/24 + O(x⁴).
+
+    >>> log_one_minus_exp(torch.tensor([-1000.0, 0.0, 80.0]))
+    tensor([-1.0000e+03, -4.5868e-01,  0.0000e+00])
+    """
+    small = log_x < SERIES_BELOW
+    x = torch.exp(log_x.clamp(max=SERIES_BELOW))
+    series = log_x - x / 2 + x * x / 24
+    exact = torch.log(-torch.expm1(-torch.exp(log_x.clamp(SERIES_BELOW, LARGEST_LOG))))
+    return torch.where(small, series, exact)
+
+
+def log_incidence(
+    logits: Float[Tensor, "B K R"], bin: Int[Tensor, " E"], fraction: Float[Tensor, " E"]
+) -> Float[Tensor, "E B"]:
+    """log CIF_1 of every patient at each of E times (a bin and the elapsed fraction of it), by logsumexp over bins.
+
+    CIF_1(t) = Σ_{j≤k} S(a_j)·(1 − e^{−w_j Λ_j})·softmax_1 φ_j, w_j being 1 before bin k and f in it.
+    """
+    total = total_logit(logits)  # [B,K] η
+    hazard = _softplus(total)  # [B,K] Λ
+    start = hazard - torch.cumsum(hazard, dim=1)  # [B,K] log S at the start of each bin
+    before = start + logits[:, :, 0] - total  # [B,K]
+    tiny = torch.finfo(logits.dtype).tiny
+    w = exposure(bin, fraction.to(logits.dtype).clamp_min(tiny), logits.shape[1])[:, None]  # [E,1,K]
+    lived = w > 0
+    spent = log_softplus(total) + torch.log(w.clamp_min(tiny))  # [E,B,K] log of w·Λ
+    terms = (before + log_one_minus_exp(spent)).masked_fill(~lived, -torch.inf)  # [E,B,K]
+    return torch.logsumexp(terms, dim=2)
 
 
 def ranking_loss(
-    logits: Float[Tensor, "B K"],
+    logits: Float[Tensor, "B K *R"],
     bin: Int[Tensor, " B"],
     fraction: Float[Tensor, " B"],
     event: Int[Tensor, " B"] | Bool[Tensor, " B"],
     duration: Float[Tensor, " B"],
 ) -> tuple[Float[Tensor, ""], int]:
-    """Mean of softplus(log Λ_j(t_i) − log Λ_i(t_i)) over pairs with i an event and j at risk at t_i, and their number.
+    """Mean of softplus(log Λ_j(t_i) − log Λ_i(t_i)) over pairs with i an outcome and j at risk at t_i, and how many.
 
-    Without a pair the term is 0 and carries no gradient: the caller counts such steps.
+    With several causes log CIF_1 stands for log Λ. Without a pair the term is 0 and carries no gradient: the caller
+    counts such steps.
     """
     cases, comparable = at_risk(duration, event)  # [E], [E,B]
     n_pairs = int(comparable.sum())
     if n_pairs == 0:
         return logits.new_zeros(()), 0
     i, j = torch.nonzero(comparable, as_tuple=True)  # [P], [P]
-    log_sp = log_softplus(logits)  # [B,K]
     bin_i, fraction_i = bin[cases], fraction[cases]  # [E]
+    if logits.ndim == 3:
+        incidence = log_incidence(logits, bin_i, fraction_i)  # [E,B]
+        return _softplus(incidence[i, j] - incidence[i, cases[i]]).mean(), n_pairs
+    log_sp = log_softplus(logits)  # [B,K]
     own = log_cumulative_hazard(log_sp[cases], bin_i, fraction_i)  # [E]
     other = log_cumulative_hazard(log_sp[None], bin_i[:, None], fraction_i[:, None])  # [E,B]
     return _softplus(other[i, j] - own[i]).mean(), n_pairs
@@ -129,7 +184,7 @@ class HybridLoss(NamedTuple):
 
 
 def hybrid_loss(
-    logits: Float[Tensor, "B K"],
+    logits: Float[Tensor, "B K *R"],
     bin: Int[Tensor, " B"],
     fraction: Float[Tensor, " B"],
     event: Int[Tensor, " B"] | Bool[Tensor, " B"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -9,12 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor, nn
 
 from ehrsequencing.batches import SurvivalData, Targets
 from ehrsequencing.config import MIN_TUNING_EVENTS, TRAIN, TUNING
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.hazards import nll_gradient
+from ehrsequencing.hazards import inverse_softplus, nll_gradient
 from ehrsequencing.models.losses import exposure, survival_nll
 from ehrsequencing.models.ridge import (
     CONVERGED,
@@ -42,62 +42,28 @@ class PathRow(NamedTuple):
     gradient: float
 
 
-class LinearHazardHead(nn.Module):
-    """φ_k = b_k + w·(x − mean)/std: one weight vector shared by the bins; the standardiser travels as buffers."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, n_features: int, n_bins: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("std", torch.ones(n_features))
-        self.weight = nn.Parameter(torch.zeros(n_features))
-        self.bias = nn.Parameter(torch.zeros(n_bins))
-
-    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K"]:
-        """Hazard logits φ of the K bins at the one prediction_time of each patient."""
-        eta = ((features - self.mean) / self.std) @ self.weight  # [B]
-        return (self.bias + eta[:, None])[:, None, :]  # [B, 1, K]
-
-    @torch.no_grad()
-    def set_marginal(self, logits: Float[Tensor, " K"]) -> None:
-        """Start the intercepts at the training outcome's marginal hazard."""
-        self.bias.copy_(logits)
-
-    @torch.no_grad()
-    def set_standardiser(self, mean: Float[Tensor, " F"], std: Float[Tensor, " F"]) -> None:
-        """Centre and scale the features by these figures of the training rows; constant features are centred only."""
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 0, std, 1.0))
-
-    @torch.no_grad()
-    def set_ridge(self, ridge: RidgeHazard) -> None:
-        """Become the fitted hazard, in this module's precision."""
-        self.set_standardiser(torch.from_numpy(ridge.mean), torch.from_numpy(ridge.std))
-        self.weight.copy_(torch.from_numpy(ridge.weight))
-        self.bias.copy_(torch.from_numpy(ridge.bias))
-
-
 @dataclass(frozen=True)
 class RidgeHazard:
-    """A fitted penalised linear hazard: φ_k(x) = bias_k + weight · (x − mean)/std."""
+    """A fitted penalised linear hazard: φ_k(x) = bias_k + weight · (x − mean)/std.
+
+    With R competing causes each has its own weights, shared by the bins: φ_{k,r}(x) = bias_{k,r} + weight_r · z.
+    """
 
     mean: Float64[np.ndarray, " p"]
     std: Float64[np.ndarray, " p"]
-    weight: Float64[np.ndarray, " p"]
-    bias: Float64[np.ndarray, " k"]
+    weight: Float64[np.ndarray, " p *R"]
+    bias: Float64[np.ndarray, " k *R"]
     penalty: float
     path: tuple[PathRow, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def n_parameters(self) -> int:
-        """Weights in use (columns kept and not constant) plus one intercept a bin."""
-        return int(np.count_nonzero(self.weight)) + len(self.bias)
+        """Weights in use (columns kept and not constant) plus one intercept a bin, for each cause."""
+        return int(np.count_nonzero(self.weight)) + self.bias.size
 
-    def linear_predictor(self, x: Float[np.ndarray, "n p"]) -> Float64[np.ndarray, " n"]:
-        """w · standardised x. Shared by the bins, so it orders patients at every horizon."""
+    def linear_predictor(self, x: Float[np.ndarray, "n p"]) -> Float64[np.ndarray, n * R]:
+        """w · standardised x. Shared by the bins, so with one cause it orders patients at every horizon."""
         if x.shape[1] != len(self.weight):
             raise EhrError(
                 f"expected {len(self.weight)} feature columns, found {x.shape[1]}",
@@ -105,18 +71,12 @@ class RidgeHazard:
                 "build the features with the specification this model was fitted with",
                 code=Exit.BUNDLE,
             )
-        used = np.flatnonzero(self.weight)
+        used = np.flatnonzero(self.weight.reshape(len(self.weight), -1).any(axis=1))
         return Standardiser(self.mean[used], self.std[used])(x[:, used]) @ self.weight[used]
 
-    def logits(self, x: Float[np.ndarray, "n p"]) -> Float64[np.ndarray, "n k"]:
-        """Hazard logits of each row and bin."""
-        return self.bias + self.linear_predictor(x)[:, None]  # [n, K]
-
-    def head(self) -> LinearHazardHead:
-        """The same function as a torch module (float32)."""
-        head = LinearHazardHead(len(self.weight), len(self.bias))
-        head.set_ridge(self)
-        return head
+    def logits(self, x: Float[np.ndarray, "n p"]) -> Float64[np.ndarray, "n k *R"]:
+        """Hazard logits of each row and bin (and cause)."""
+        return self.bias + self.linear_predictor(x)[:, None]  # [n, K, *R]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Float64 arrays for safetensors; `from_arrays` is the inverse (notes belong to the study, not the model)."""
@@ -136,7 +96,7 @@ class RidgeHazard:
         return cls(mean, std, weight, bias, float(arrays["penalty"][0]), path)
 
 
-def mean_nll(logits: Float64[np.ndarray, "n k"], targets: Targets) -> float:
+def mean_nll(logits: Float64[np.ndarray, "n k *R"], targets: Targets) -> float:
     """Mean exact negative log likelihood of hazard logits (`losses.survival_nll`): NumPy in, a number out."""
     return float(survival_nll(torch.from_numpy(logits), targets.bin, targets.fraction, targets.event).mean())
 
@@ -149,13 +109,15 @@ def fit_ridge_hazard(
     penalties: Sequence[float] = PENALTIES,
     n_bins: int | None = None,
     screens: Sequence[int] = (),
+    n_causes: int = 1,
 ) -> RidgeHazard:
     """Ridge-penalised discrete-time hazard regression; the penalty is chosen by the tuning rows' NLL.
 
     Minimises mean NLL + penalty/2 · |w|² over w and the unpenalised intercepts b_k, which start at the marginal
     hazard, by L-BFGS to convergence in float64, columns standardised on the training rows. Fewer than
     `MIN_TUNING_EVENTS` tuning events cannot choose: folds of the training rows do, and a note says so. A bin without a
-    training event keeps the intercept of half an event. A fit that does not converge is never chosen.
+    training event keeps the intercept of half an event. A fit that does not converge is never chosen. Competing causes
+    are fitted together, one convex problem in all w_r and b_{k,r}, under one penalty.
 
     Args:
         x_train, x_tune: features on any scale.
@@ -163,17 +125,20 @@ def fit_ridge_hazard(
         penalties: tried from strong to weak, each started where the one before ended.
         n_bins: bins of that grid (default: up to the last training row's).
         screens: numbers of best-scoring columns to try beside all columns.
+        n_causes: R, at least the highest event code.
 
     Raises:
-        EhrError: no events among the training rows (exit 12).
+        EhrError: no outcomes among the training rows (exit 12).
     """
-    if not targets.event.any():
+    if int(max(targets.event.max(), targets_tune.event.max() if len(targets_tune) else 0)) > n_causes:
+        raise ValueError(f"expected event codes up to {n_causes}, the number of causes")
+    if not (targets.event == 1).any():
         raise EhrError("no events among the training rows", "linear hazard", "take another task", code=Exit.COHORT)
     n_bins = int(targets.bin.max()) + 1 if n_bins is None else n_bins
     narrower = sorted(screen for screen in screens if screen < x_train.shape[1])
-    plan = _Plan(tuple(sorted(penalties, reverse=True)), (*narrower, x_train.shape[1]), n_bins)
+    plan = _Plan(tuple(sorted(penalties, reverse=True)), (*narrower, x_train.shape[1]), n_bins, n_causes)
     rows = _Rows(x_train, targets, x_tune, targets_tune)
-    tuning_events = int(targets_tune.event.sum())
+    tuning_events = int((targets_tune.event == 1).sum())
     if tuning_events >= MIN_TUNING_EVENTS:
         fits = [fit for path in _paths(rows, plan) for fit in path]
         best = min(fits, key=lambda fit: fit.path[0].tuning_nll)
@@ -192,19 +157,27 @@ def fit_wide(data: SurvivalData, penalties: Sequence[float] = PENALTIES) -> Ridg
     train, tuning = data.index(TRAIN), data.index(TUNING)
     x = data.features.values
     rows = x[train], data.targets(train), x[tuning], data.targets(tuning)
-    return fit_ridge_hazard(*rows, penalties, data.grid.n_bins, SCREENS)
+    return fit_ridge_hazard(*rows, penalties, data.grid.n_bins, SCREENS, data.n_causes)
 
 
-def score_screen(z: Float64[np.ndarray, "n p"], targets: Targets, n_bins: int) -> Float64[np.ndarray, " p"]:
-    """Univariate score statistic of each standardised column at the marginal hazard: χ² with one degree of freedom.
+def score_screen(
+    z: Float64[np.ndarray, "n p"], targets: Targets, n_bins: int, n_causes: int = 1
+) -> Float64[np.ndarray, " p"]:
+    """Univariate score statistic of each standardised column at the marginal hazard: χ², a degree of freedom a cause.
 
-    U²/V with U = Σ_i z_i (δ_i − Λ_i), the martingale residuals, and V = Σ_i z_i² Λ_i.
+    U²/V with U = Σ_i z_i (δ_i − Λ_i), the martingale residuals, and V = Σ_i z_i² Λ_i; summed over the causes, whose
+    cause-specific hazards have separate likelihoods.
     """
-    hazard = np.logaddexp(0.0, _marginal(targets, n_bins)[0])  # [K] cumulative hazard of each whole bin
+    return np.sum([_score_of_cause(z, targets, n_bins, cause) for cause in range(1, n_causes + 1)], axis=0)
+
+
+def _score_of_cause(z: np.ndarray, targets: Targets, n_bins: int, cause: int) -> np.ndarray:
+    happened = (targets.event.numpy() == cause).astype(np.float64)  # [n]
+    hazard = np.logaddexp(0.0, inverse_softplus(_hazard_of_cause(targets, n_bins, cause)[0]))  # [K] of each whole bin
     before = np.cumsum(hazard) - hazard  # [K]
     bins = targets.bin.numpy()
     expected = before[bins] + targets.fraction.numpy() * hazard[bins]  # [n] Λ_i
-    score = (targets.event.numpy() - expected) @ z  # [P]
+    score = (happened - expected) @ z  # [P]
     variance = expected @ np.square(z)  # [P]
     return np.divide(score**2, variance, out=np.zeros_like(score), where=variance > 0)
 
@@ -216,6 +189,7 @@ class _Plan:
     penalties: tuple[float, ...]
     screens: tuple[int, ...]
     n_bins: int
+    n_causes: int = 1
     patience: int = PATIENCE
 
 
@@ -240,7 +214,7 @@ def _by_folds(rows: _Rows, plan: _Plan) -> _Plan:
         paths = _paths(rows.fold(fitted, judged), plan)
         return [[fit.path[0].tuning_nll * len(judged) for fit in path] for path in paths]
 
-    screen, penalties = best_by_folds(rows.targets.event.numpy() > 0, plan.penalties, losses)
+    screen, penalties = best_by_folds(rows.targets.event.numpy() == 1, plan.penalties, losses)
     return replace(plan, penalties=penalties, screens=(plan.screens[screen],), patience=len(penalties))
 
 
@@ -248,13 +222,13 @@ def _paths(rows: _Rows, plan: _Plan) -> list[list[RidgeHazard]]:
     """The fits of each screen; each carries its own row as its path."""
     standardise = Standardiser.fit(rows.x)
     z, z_tune = standardise(rows.x), standardise(rows.x_tune)
-    order = np.argsort(-score_screen(z, rows.targets, plan.n_bins), kind="stable")
+    order = np.argsort(-score_screen(z, rows.targets, plan.n_bins, plan.n_causes), kind="stable")
     paths = []
     for screen in plan.screens:
         kept = np.sort(order[:screen])
         path = []
         for row, weight, bias in _path(rows._replace(x=z[:, kept], x_tune=z_tune[:, kept]), plan):
-            full = np.zeros(z.shape[1])
+            full = np.zeros((z.shape[1], *weight.shape[1:]))
             full[kept] = weight
             path.append(RidgeHazard(standardise.mean, standardise.std, full, bias, row.penalty, (row,)))
         paths.append(path)
@@ -262,49 +236,63 @@ def _paths(rows: _Rows, plan: _Plan) -> list[list[RidgeHazard]]:
 
 
 def _path(rows: _Rows, plan: _Plan) -> Iterator[tuple[PathRow, np.ndarray, np.ndarray]]:
-    """Row, weights [P] and intercepts [K] for each penalty in turn; ``rows`` are standardised."""
+    """Row, weights [P, *R] and intercepts [K, *R] for each penalty in turn; ``rows`` are standardised."""
     axes = PrincipalAxes.of(rows.x)
-    rank = len(axes.variance)
-    bias, bias_scale = _marginal(rows.targets, plan.n_bins)
-    information = rows.targets.event.double().mean().item()  # of a unit of φ, about, at the marginal hazard
-    start = np.concatenate([np.zeros(rank), bias])
-    problem = RidgeProblem(
-        _loss(axes.scores, rows.targets, plan.n_bins), start, information * axes.variance, bias_scale
-    )
+    shape = () if plan.n_causes == 1 else (plan.n_causes,)
+    size = len(axes.variance) * plan.n_causes  # of the coefficients on the axes, causes beside each other
+    bias, bias_scale = _marginal(rows.targets, plan.n_bins, plan.n_causes)
+    start = np.concatenate([np.zeros(size), bias.ravel()])
+    # of a unit of φ, about, at the marginal hazard
+    information = [(rows.targets.event == cause).double().mean().item() for cause in range(1, plan.n_causes + 1)]
+    curvature = np.outer(axes.variance, information).ravel()
 
     def split(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return axes.rotation @ point[:rank], point[rank:]
+        return axes.rotation @ point[:size].reshape(-1, *shape), point[size:].reshape(-1, *shape)
 
     def judge(point: np.ndarray) -> float:
         weight, bias = split(point)
         return mean_nll(bias + (rows.x_tune @ weight)[:, None], rows.targets_tune)
 
+    problem = RidgeProblem(_loss(axes.scores, rows.targets, plan.n_bins, shape), start, curvature, bias_scale.ravel())
     for penalty, minimum, judged in problem.path(plan.penalties, judge, plan.patience):
         weight, bias = split(minimum.point)
-        train = minimum.value - penalty / 2 * float(weight @ weight)
+        train = minimum.value - penalty / 2 * float(weight.ravel() @ weight.ravel())
         yield PathRow(rows.x.shape[1], penalty, train, judged, minimum.gradient), weight, bias
 
 
-def _loss(scores: np.ndarray, targets: Targets, n_bins: int) -> Loss:
-    """Mean NLL and its gradient at (coefficients on the axes [r], intercepts [K])."""
+def _loss(scores: np.ndarray, targets: Targets, n_bins: int, shape: tuple[int, ...]) -> Loss:
+    """Mean NLL and its gradient at (coefficients on the axes [r, *R], intercepts [K, *R]); ``shape`` is (R,) or ()."""
     n, rank = scores.shape
+    size = rank * math.prod(shape)
     bins, event = targets.bin.numpy(), targets.event.numpy()
     lived = exposure(targets.bin, targets.fraction, n_bins).numpy()  # [n, K]
 
     def loss(v: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = nll_gradient(v[rank:] + (scores @ v[:rank])[:, None], lived, bins, event)
-        return value / n, np.concatenate([gradient.sum(axis=1) @ scores, gradient.sum(axis=0)]) / n
+        weight, bias = v[:size].reshape(rank, *shape), v[size:].reshape(n_bins, *shape)
+        value, gradient = nll_gradient(bias + (scores @ weight)[:, None], lived, bins, event)  # [n, K, *R]
+        by_row = gradient.sum(axis=1)  # [n, *R]
+        by_axis = by_row @ scores if not shape else scores.T @ by_row
+        return value / n, np.concatenate([by_axis.ravel(), gradient.sum(axis=0).ravel()]) / n
 
     return loss
 
 
-def _marginal(targets: Targets, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """Intercepts without covariates (exact: Λ_k = events/exposure, φ = log expm1 Λ) and their scale, 0 = held."""
+def _marginal(targets: Targets, n_bins: int, n_causes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Intercepts without covariates [K, *R] (exact, as ``TimeGrid.marginal_logits``) and their scale, 0 = held."""
+    parts = [_hazard_of_cause(targets, n_bins, cause) for cause in range(1, n_causes + 1)]
+    if n_causes == 1:
+        return inverse_softplus(parts[0][0]), parts[0][1]
+    hazard, scale = (np.stack([part[i] for part in parts], axis=1) for i in range(2))  # [K, R]
+    total = hazard.sum(axis=1, keepdims=True)
+    return inverse_softplus(total) + np.log(hazard / total), scale
+
+
+def _hazard_of_cause(targets: Targets, n_bins: int, cause: int) -> tuple[np.ndarray, np.ndarray]:
+    """A cause's marginal hazard of each bin, Λ_k = events/exposure, and the scale of its logit, 0 without an event."""
     bins, n = targets.bin.numpy(), len(targets)
-    events = np.bincount(bins, weights=targets.event.numpy(), minlength=n_bins)  # [K]
+    events = np.bincount(bins, weights=targets.event.numpy() == cause, minlength=n_bins)  # [K]
     ended = np.bincount(bins, minlength=n_bins)  # [K]
     lived_through = n - np.cumsum(ended)  # [K] patients whose bin comes later
     exposure = lived_through + np.bincount(bins, weights=targets.fraction.numpy(), minlength=n_bins)  # [K]
     hazard = np.maximum(events, 0.5) / np.where(events > 0, exposure, np.maximum(exposure, 1.0))
-    scale = np.divide(1.0, np.sqrt(events / n), out=np.zeros(n_bins), where=events > 0)
-    return hazard + np.log(-np.expm1(-hazard)), scale
+    return hazard, np.divide(1.0, np.sqrt(events / n), out=np.zeros(n_bins), where=events > 0)
