@@ -16,7 +16,7 @@ import pytest
 
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import BIRTH, DEATH, check, hash_ids, private_folder
-from ehrsequencing.sources import tables
+from ehrsequencing.sources import blocks
 from ehrsequencing.sources.conversion import ConversionReport
 from ehrsequencing.sources.synthea import convert_synthea
 
@@ -89,9 +89,8 @@ def rejects(report: ConversionReport, table: str) -> list[tuple[str, int, str]]:
 
 
 def balanced(report: ConversionReport) -> bool:
-    rows = all(tally.rows == tally.accepted + tally.rejected for tally in report.tallies)
-    events = all(tally.accepted == tally.events for tally in report.tallies if tally.table != "patients")
-    return rows and events and report.dataset.scan().collect().height == sum(tally.events for tally in report.tallies)
+    rows = all(tally.rows == tally.events + tally.excluded + tally.rejected for tally in report.tallies)
+    return rows and report.dataset.scan().collect().height == sum(tally.events for tally in report.tallies)
 
 
 class TestEvents:
@@ -188,6 +187,88 @@ class TestEvents:
         assert found[f"events after {DEATH}"] == 1
 
 
+class TestFurtherTables:
+    def test_each_becomes_an_event_at_its_start_and_nothing_later_enters(self, tmp_path: Path) -> None:
+        more = {
+            "allergies": """
+                START,STOP,PATIENT,ENCOUNTER,CODE,SYSTEM,DESCRIPTION,TYPE,CATEGORY,REACTION1,DESCRIPTION1,SEVERITY1
+                2010-01-01,2010-09-09,p-one,e-1,300916003,SNOMED-CT,Latex allergy,allergy,environment,1,Rash,MILD
+                2010-01-01,,p-one,e-1,7984,RxNorm,Penicillin V,allergy,medication,,,
+                2010-01-01,,p-one,e-1,419474003,Unknown,Allergy to mould,allergy,environment,,,
+            """,
+            "careplans": """
+                Id,START,STOP,PATIENT,ENCOUNTER,CODE,DESCRIPTION,REASONCODE,REASONDESCRIPTION
+                plan-9,2010-01-02,2010-09-09,p-one,e-1,53950000,Respiratory therapy,10509002,Acute bronchitis
+            """,
+            "devices": """
+                START,STOP,PATIENT,ENCOUNTER,CODE,DESCRIPTION,UDI
+                2010-01-03T08:00:00Z,2010-09-09T08:00:00Z,p-one,e-1,72506001,Defibrillator,(01)67677988606464
+            """,
+            "supplies": """
+                DATE,PATIENT,ENCOUNTER,CODE,DESCRIPTION,QUANTITY
+                2010-01-04,p-one,e-1,337388004,Blood glucose testing strips,50
+            """,
+            "imaging_studies": """
+                Id,DATE,PATIENT,ENCOUNTER,UID,BODYSITE_CODE,BODYSITE_DESCRIPTION,MODALITY_CODE,MODALITY_DESCRIPTION,SOP_CODE
+                study-9,2010-01-05T08:00:00Z,p-one,e-1,1.2.840.99,40983000,Arm,DX,Digital Radiography,1.2.840.10008
+                study-9,2010-01-05T08:00:00Z,p-one,e-1,1.2.840.99,,,DX,,1.2.840.10008
+            """,
+        }
+        report = convert(tmp_path, {**dict.fromkeys(set(TABLES) - {"patients"}), **more})
+        dated = report.dataset.scan().filter(pl.col("visit_id").is_not_null()).collect()
+        assert dated.select(pl.col("time").dt.day(), "code").rows() == [
+            (1, "ALLERGY//RXNORM//7984"),
+            (1, "ALLERGY//SNOMED//300916003"),
+            (1, "ALLERGY//SNOMED//419474003"),
+            (2, "SNOMED//53950000"),
+            (3, "SNOMED//72506001"),
+            (4, "SNOMED//337388004"),
+            (5, "IMAGING//DX"),
+            (5, "IMAGING//DX//40983000"),
+        ]
+        assert set(dated["visit_id"]) == set(hash_ids(["e-1"]).tolist())
+        assert balanced(report)
+        described = dict(report.dataset.codes().select("code", "description").iter_rows())
+        assert described["IMAGING//DX//40983000"] == "Digital Radiography: Arm"
+        tables = [pl.read_parquet(path) for path in report.dataset.root.rglob("*.parquet")]
+        everything = "".join(table.write_json() for table in tables)
+        later = ("2010-09-09", "plan-9", "study-9", "67677988606464", "1.2.840", "10509002", "MILD", "Rash")
+        assert [word for word in later if word in everything] == []
+
+    def test_encounters_of_an_export_without_classes(self, tmp_path: Path) -> None:
+        text = """
+            ID,DATE,PATIENT,CODE,DESCRIPTION,REASONCODE,REASONDESCRIPTION
+            e-1,2010-01-01,p-one,185345009,Encounter for symptom,,
+        """
+        codes = convert(tmp_path, only("encounters", text)).dataset.scan().collect()["code"].to_list()
+        assert "ENCOUNTER//unknown//185345009" in codes
+
+
+class TestEncodings:
+    def test_bytes_that_are_no_utf8_are_read_as_windows_1252_and_told(self, tmp_path: Path) -> None:
+        write(tmp_path / "export")
+        rows = b"START,PATIENT,CODE,DESCRIPTION\n2010-01-01,p-one,1,An\xe4mie \x96 schwer\n2010-01-02,p-one,2,ok\n"
+        (tmp_path / "export/conditions.csv").write_bytes(rows)
+        report = convert_synthea(tmp_path / "export", tmp_path / "meds")
+        described = dict(report.dataset.codes().select("code", "description").iter_rows())
+        assert described["SNOMED//1"] == "Anämie – schwer"
+        assert "1 values are no UTF-8 and were read as Windows-1252" in report.text()
+        assert balanced(report)
+
+    def test_a_header_that_is_no_utf8(self, tmp_path: Path) -> None:
+        write(tmp_path / "export")
+        rows = b"\xef\xbb\xbfSTART,PATIENT,CODE,\xe4\n2010-01-01,p-one,1,x\n"
+        (tmp_path / "export/conditions.csv").write_bytes(rows)
+        assert "SNOMED//1" in convert_synthea(tmp_path / "export", tmp_path / "meds").dataset.codes()["code"]
+
+    @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+    def test_a_header_alone_ends_as_it_likes(self, tmp_path: Path, end: str) -> None:
+        write(tmp_path / "export")
+        (tmp_path / "export/conditions.csv").write_bytes(b"START,PATIENT,CODE" + end.encode())
+        report = convert_synthea(tmp_path / "export", tmp_path / "meds")
+        assert [tally.rows for tally in report.tallies if tally.table == "conditions"] == [0]
+
+
 class TestForms:
     @pytest.mark.parametrize("missing", sorted(set(TABLES) - {"patients"}))
     def test_any_table_but_patients_may_be_missing(self, tmp_path: Path, missing: str) -> None:
@@ -215,7 +296,7 @@ class TestForms:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
     ) -> None:
         whole = convert_synthea(write(tmp_path / "export"), tmp_path / "whole")
-        monkeypatch.setattr(tables, "BLOCK_BYTES", block + 250)
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", block + 250)
         parted = convert_synthea(tmp_path / "export", tmp_path / "parted", subjects_per_shard=1)
         columns = ["subject_id", "time", "code", "numeric_value"]
         rows = [report.dataset.scan().collect().sort(columns) for report in (whole, parted)]
@@ -268,7 +349,7 @@ class TestRejects:
         assert "set aside 2: the date cannot be read" in report.text()
 
     def test_row_numbers_hold_across_blocks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tables, "BLOCK_BYTES", 400)
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", 400)
         bad = {7, 8, 23, 60, 99, 101}
         rows = ["2010-01-01,p-one" if row in bad else f"2010-01-01,p-one,{row}" for row in range(2, 102)]
         rows[30] = "never,p-one,30"
@@ -350,6 +431,12 @@ class TestMistakes:
             convert_synthea(tmp_path / "nowhere", tmp_path / "meds")
         assert caught.value.code == Exit.DATA
 
+    def test_a_file_instead_of_a_folder(self, tmp_path: Path) -> None:
+        write(tmp_path / "export")
+        with pytest.raises(EhrError, match="expected the export's folder, found a file") as caught:
+            convert_synthea(tmp_path / "export/patients.csv", tmp_path / "meds")
+        assert str(tmp_path / "export") in caught.value.fix
+
     def test_no_patients(self, tmp_path: Path) -> None:
         error = self.fails(tmp_path, {"patients": None})
         assert "patients.csv" in error.what
@@ -388,14 +475,12 @@ class TestMistakes:
         report = convert(tmp_path, {"conditions": "START,PATIENT,CODE\n"})
         assert [tally.rows for tally in report.tallies if tally.table == "conditions"] == [0]
 
-    @pytest.mark.parametrize(
-        "content",
-        [
-            b"START,PATIENT,CODE\n2010-01-01,p-one,\xff\xfe\n",
-            b'START,PATIENT,CODE\n2010-01-01,p-one,1\n"2010-01-01,p-one,2\n2010-01-01,p-one,3\n',
-        ],
-    )
-    def test_damaged_files(self, tmp_path: Path, content: bytes) -> None:
+    def test_a_quote_opened_in_the_last_row_sets_that_row_aside(self, tmp_path: Path) -> None:
+        report = convert(tmp_path, only("conditions", 'START,PATIENT,CODE\n2010-01-01,p-one,1\n2010-01-01,"p-one,1'))
+        assert [row for _, row, _ in rejects(report, "conditions")] == [3]
+
+    def test_damaged_files(self, tmp_path: Path) -> None:
+        content = b'START,PATIENT,CODE\n2010-01-01,p-one,1\n"2010-01-01,p-one,2\n2010-01-01,p-one,3\n'
         write(tmp_path / "export")
         (tmp_path / "export/conditions.csv").write_bytes(content)
         with pytest.raises(EhrError) as caught:
@@ -444,14 +529,21 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> ConversionReport:
 @needs_export
 class TestRealExport:
     def test_no_row_is_lost(self, real: ConversionReport) -> None:
-        rows = {tally.table: (tally.rows, tally.rejected) for tally in real.tallies}
+        rows = {tally.name: (tally.rows, tally.rejected) for tally in real.tallies}
         assert rows == {
-            "patients": (1_171, 0),
+            **{f"patients: {part}": (1_171, 0) for part in ("birth", "death", "sex", "race", "ethnicity")},
             "encounters": (53_346, 0),
             "conditions": (8_376, 0),
             "medications": (42_989, 0),
             "immunizations": (15_478, 0),
+            "allergies": (597, 0),
+            "careplans": (3_483, 0),
+            "devices": (78, 0),
+            "supplies": (0, 0),
+            "imaging_studies": (855, 0),
         }
+        deaths = next(tally for tally in real.tallies if tally.name == "patients: death")
+        assert (deaths.rows, deaths.events, deaths.left_out) == (1_171, 171, {"DEATHDATE is empty": 1_000})
         assert balanced(real)
 
     def test_it_is_meds(self, real: ConversionReport) -> None:
@@ -471,14 +563,21 @@ class TestRealExport:
             ("conditions", "SNOMED", "START"),
             ("medications", "RXNORM", "START"),
             ("immunizations", "CVX", "DATE"),
+            ("allergies", "ALLERGY//SNOMED", "START"),
+            ("careplans", "SNOMED", "START"),
+            ("devices", "SNOMED", "START"),
         ):
             with (EXPORT / f"{table}.csv").open(encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(file):
-                    expected[row["PATIENT"], row[time].rstrip("Z"), f"{prefix}//{row['CODE']}"] += 1
+                    expected[
+                        row["PATIENT"],
+                        row[time].removesuffix("Z").removesuffix("T00:00:00"),
+                        f"{prefix}//{row['CODE']}",
+                    ] += 1
         way_back = pl.read_parquet(real.private)
-        found = real.dataset.scan().filter(pl.col("code").str.contains("^(SNOMED|RXNORM|CVX)//")).collect()
+        found = real.dataset.scan().filter(pl.col("code").str.contains("^(ALLERGY//|)(SNOMED|RXNORM|CVX)//")).collect()
         found = found.join(way_back, on="subject_id").with_columns(
-            pl.when(pl.col("code").str.starts_with("SNOMED"))
+            pl.when(pl.col("time").dt.truncate("1d") == pl.col("time"))
             .then(pl.col("time").dt.strftime("%Y-%m-%d"))
             .otherwise(pl.col("time").dt.strftime("%Y-%m-%dT%H:%M:%S"))
             .alias("written")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -26,11 +27,12 @@ class Spill:
 
     folder: Path
     shards: int
+    schema: Mapping[str, Any] = field(default_factory=lambda: EVENT)
 
     def add(self, events: pl.DataFrame) -> None:
         """Append events to their shards' files."""
         self.folder.mkdir(exist_ok=True)
-        events = events.select(pl.col(name).cast(dtype) for name, dtype in EVENT.items())
+        events = events.select(pl.col(name).cast(dtype) for name, dtype in self.schema.items())
         parted = events.with_columns(_shard=pl.col("subject_id") % self.shards).partition_by(
             "_shard", as_dict=True, include_key=False
         )
@@ -43,7 +45,7 @@ class Spill:
         """The events of each shard in turn, in the order they were added."""
         for shard in range(self.shards):
             path = self._path(shard)
-            yield _read_streams(path) if path.exists() else pl.DataFrame(schema=EVENT)
+            yield _read_streams(path) if path.exists() else pl.DataFrame(schema=dict(self.schema))
 
     def remove(self) -> None:
         """Delete the files."""

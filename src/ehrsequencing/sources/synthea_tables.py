@@ -11,7 +11,8 @@ from ehrsequencing.sources.tables import RawTable
 
 _LOINC = r"^\d{1,7}-\d$"
 _TIME = ("START", "DATE")
-_OPTIONAL = ("CODE", "DESCRIPTION", "SYSTEM", "VALUE", "TYPE", "UNITS")
+_OPTIONAL = ("CODE", "DESCRIPTION", "SYSTEM", "VALUE", "TYPE", "UNITS", "ENCOUNTERCLASS")
+_OPTIONAL_SITE = ("BODYSITE_CODE", "BODYSITE_DESCRIPTION", "MODALITY_DESCRIPTION")
 
 
 def _system(default: pl.Expr) -> pl.Expr:
@@ -26,12 +27,20 @@ def _system(default: pl.Expr) -> pl.Expr:
         .then(pl.lit("ICD10CM"))
         .when(stated.str.contains("(?i)loinc"))
         .then(pl.lit("LOINC"))
+        .when(stated.str.contains("(?i)rxnorm"))
+        .then(pl.lit("RXNORM"))
+        .when(stated.str.contains("(?i)^unknown$"))
+        .then(default)
         .otherwise(stated)
     )
 
 
 def _coded(vocabulary: pl.Expr) -> pl.Expr:
     return pl.concat_str(_system(vocabulary), pl.lit("//"), pl.col("CODE"))
+
+
+def _parts(*parts: pl.Expr) -> pl.Expr:
+    return pl.concat_str(parts, separator="//", ignore_nulls=True)
 
 
 _NUMBER = pl.col("VALUE").cast(pl.Float64, strict=False).cast(pl.Float32)
@@ -67,7 +76,7 @@ class Rule:
         Raises:
             EhrError: a needed one is missing.
         """
-        columns: dict[str, str | None] = {name: table.column((name,)) for name in _OPTIONAL}
+        columns: dict[str, str | None] = {name: table.column((name,)) for name in (*_OPTIONAL, *_OPTIONAL_SITE)}
         columns |= {name: table.require((name,)) for name in self.needs}
         return {**columns, "TIME": table.require(_TIME), "VISIT": table.column((self.encounter,))}
 
@@ -75,18 +84,26 @@ class Rule:
 RULES = (
     Rule(
         "encounters",
-        pl.concat_str(
-            pl.lit("ENCOUNTER//"),
-            pl.col("ENCOUNTERCLASS").str.to_lowercase(),
-            pl.coalesce(pl.concat_str(pl.lit("//"), pl.col("CODE")), pl.lit("")),
-        ),
-        ("PATIENT", "ENCOUNTERCLASS"),
+        _parts(pl.lit("ENCOUNTER"), pl.col("ENCOUNTERCLASS").str.to_lowercase().fill_null("unknown"), pl.col("CODE")),
+        ("PATIENT",),
         encounter="ID",
     ),
     Rule("conditions", _coded(pl.lit("SNOMED")), ("PATIENT", "CODE")),
     Rule("medications", _coded(pl.lit("RXNORM")), ("PATIENT", "CODE")),
     Rule("procedures", _coded(pl.lit("SNOMED")), ("PATIENT", "CODE")),
     Rule("immunizations", _coded(pl.lit("CVX")), ("PATIENT", "CODE")),
+    Rule("allergies", pl.concat_str(pl.lit("ALLERGY//"), _coded(pl.lit("SNOMED"))), ("PATIENT", "CODE")),
+    Rule("careplans", _coded(pl.lit("SNOMED")), ("PATIENT", "CODE")),
+    Rule("devices", _coded(pl.lit("SNOMED")), ("PATIENT", "CODE")),
+    Rule("supplies", _coded(pl.lit("SNOMED")), ("PATIENT", "CODE")),
+    Rule(
+        "imaging_studies",
+        _parts(pl.lit("IMAGING"), pl.col("MODALITY_CODE"), pl.col("BODYSITE_CODE")),
+        ("PATIENT", "MODALITY_CODE"),
+        description=pl.concat_str(
+            [pl.col("MODALITY_DESCRIPTION"), pl.col("BODYSITE_DESCRIPTION")], separator=": ", ignore_nulls=True
+        ).replace("", None),
+    ),
     Rule(
         "observations",
         _OBSERVED,

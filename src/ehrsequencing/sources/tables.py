@@ -1,38 +1,58 @@
-"""Raw CSV tables, plain or gzipped, read block by block as text, with the number of every row kept."""
+"""Raw tables of an export: found by name, with their header, delimiter and parts; read by ``blocks``."""
 
 from __future__ import annotations
 
 import csv
 import gzip
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import polars as pl
 import pyarrow as pa
-from pyarrow import csv as pacsv
+from pyarrow import parquet as pq
 
 from ehrsequencing.errors import EhrError, nearest
 
-BLOCK_BYTES = 8 << 20
-"""How much of a table is parsed at once; Arrow reads up to 32 such blocks ahead."""
-SUFFIXES = (".csv", ".csv.gz")
+CSV_SUFFIXES = (".csv", ".csv.gz")
+SUFFIXES = (*CSV_SUFFIXES, ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
+_DELIMITERS = ",\t;|"
+_QUOTED = re.compile(r'"[^"]*"')
+_LEGACY = "cp1252"
+UTF8 = "utf-8"
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """A table of an export, found by its name, and the header as its file writes it."""
+    """One file of a table: its header as the file writes it, and how to read it.
+
+    Attributes:
+        path: the file.
+        name: how reports call it: its name or, as a part, its path below the export.
+        header: the columns' names.
+        delimiter: what stands between two fields (text files).
+        quoted: whether ``"`` opens a field that may hold the delimiter (text files).
+        encoding: of the text.
+        empty: whether nothing follows the header.
+    """
 
     path: Path
+    name: str
     header: tuple[str, ...]
+    delimiter: str = ","
+    quoted: bool = True
+    encoding: str = UTF8
+    empty: bool = False
+
+    @property
+    def is_parquet(self) -> bool:
+        """A parquet file; everything else is delimited text."""
+        return self.path.name.lower().endswith(".parquet")
 
     def column(self, names: Sequence[str]) -> str | None:
         """The header's own spelling of the first of ``names`` it has, whatever the case; None where it has none."""
         spelled = {found.strip().upper(): found for found in self.header}
-        return next((spelled[name] for name in names if name in spelled), None)
+        return next((spelled[name.upper()] for name in names if name.upper() in spelled), None)
 
     def require(self, names: Sequence[str]) -> str:
         """The header's spelling of the first of ``names`` it has.
@@ -44,9 +64,22 @@ class RawTable:
         if found is not None:
             return found
         spelled = {column.strip().upper(): column for column in self.header}
-        close = [spelled[word] for name in names for word in nearest(name, spelled, 1)]
+        close = [spelled[word] for name in names for word in nearest(name.upper(), spelled, 1)]
         fix = f"did you mean '{close[0]}'? Rename it" if close else f"found: {', '.join(self.header)}"
         raise EhrError(f"column {' or '.join(names)} is missing", str(self.path), fix)
+
+
+def source_folder(src: Path) -> Path:
+    """``src``, a folder.
+
+    Raises:
+        EhrError: there is nothing, or a file.
+    """
+    if src.is_file():
+        raise EhrError("expected the export's folder, found a file", str(src), f"give its folder: {src.parent}")
+    if not src.is_dir():
+        raise EhrError("the export's folder does not exist", str(src), "check the path")
+    return src
 
 
 def find_table(folder: Path, name: str) -> RawTable | None:
@@ -55,102 +88,137 @@ def find_table(folder: Path, name: str) -> RawTable | None:
     Raises:
         EhrError: there are several, or the file has no readable header or two columns of one name.
     """
-    wanted = {name.lower() + suffix for suffix in SUFFIXES}
-    found = sorted(path for path in folder.iterdir() if path.name.lower() in wanted)
+    found = _candidates(folder, name, CSV_SUFFIXES)
+    return open_table(found) if found is not None and found.is_file() else None
+
+
+def find_parts(folder: Path, name: str, *, plain_tabs: bool = False) -> tuple[RawTable, ...]:
+    """The table ``name``, whatever the case: one file, or a folder (``name``, ``name.csv``, …) of parts.
+
+    Args:
+        folder: the export.
+        name: the table's.
+        plain_tabs: a tab-separated file does not quote (vocabulary files, whose names hold inches and quotes).
+
+    Raises:
+        EhrError: as ``find_table``.
+    """
+    found = _candidates(folder, name, ("", *SUFFIXES))
+    if found is None:
+        return ()
+    paths = sorted(filter(_is_part, found.rglob("*"))) if found.is_dir() else [found]
+    return tuple(open_table(path, name=str(path.relative_to(folder)), plain_tabs=plain_tabs) for path in paths)
+
+
+def _candidates(folder: Path, name: str, suffixes: Sequence[str]) -> Path | None:
+    wanted = {name.lower() + suffix for suffix in suffixes}
+    found = sorted(
+        path for path in folder.iterdir() if path.name.lower() in wanted and (path.is_dir() or path.suffix != "")
+    )
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise EhrError(f"found {names}, expected one of them", str(folder), "remove those that should not be read")
-    return RawTable(found[0], _read_header(found[0])) if found else None
+    return found[0] if found else None
 
 
-def read_blocks(table: RawTable, columns: Mapping[str, str | None]) -> Iterator[tuple[pl.DataFrame, list[int]]]:
-    """Blocks of the wanted columns as stripped text (empty = null) with their ``row``, and rows of a wrong width.
+def _is_part(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith((".", "_")) and path.name.lower().endswith(SUFFIXES)
 
-    Args:
-        table: where to read.
-        columns: name wanted -> name in the header; None for a column the table does not have, which is then all null.
 
-    Rows are numbered as a spreadsheet does: the header is row 1.
+def open_table(
+    path: Path,
+    *,
+    name: str | None = None,
+    delimiter: str | None = None,
+    encoding: str = UTF8,
+    plain_tabs: bool = False,
+) -> RawTable:
+    """A file with its header read and its delimiter (comma, tab, semicolon, bar) told from the header's line.
 
     Raises:
-        EhrError: the file is damaged: not UTF-8, cut short, or with an unclosed quote.
+        EhrError: no readable header, or two columns of one name.
     """
-    present = {name: found for name, found in columns.items() if found is not None}
-    ragged: list[int] = []
-    told, row = 0, 2
-    for block in _batches(table.path, list(present.values()), ragged):
-        frame = pl.DataFrame(pl.from_arrow(block)).select(
-            pl.col(found).str.strip_chars().replace("", None).alias(name) for name, found in present.items()
-        )
-        rows = _row_numbers(row, frame.height, ragged)
-        row = int(rows[-1]) + 1 if frame.height else row
-        absent = [pl.lit(None, dtype=pl.String).alias(name) for name, found in columns.items() if found is None]
-        new, told = ragged[told:], len(ragged)
-        yield frame.with_columns(pl.Series("row", rows, dtype=pl.Int64), *absent), new
-    if ragged[told:]:
-        yield pl.DataFrame(schema={**dict.fromkeys(columns, pl.String), "row": pl.Int64}), ragged[told:]
+    name = name or path.name
+    if path.name.lower().endswith(".parquet"):
+        table = RawTable(path, name, _parquet_header(path))
+    else:
+        table = _text_table(path, name, delimiter, encoding, plain_tabs)
+    _refuse_repeated(table)
+    return table
 
 
-def _row_numbers(start: int, count: int, ragged: list[int]) -> np.ndarray:
-    """The next ``count`` row numbers from ``start`` that are not among the rows of a wrong width (ascending).
-
-    >>> _row_numbers(2, 3, [3]).tolist()
-    [2, 4, 5]
-    """
-    ahead = ragged[bisect_left(ragged, start) :]
-    candidates = np.arange(start, start + count + len(ahead), dtype=np.int64)
-    return candidates[~np.isin(candidates, ahead)][:count]
-
-
-def _batches(path: Path, columns: list[str], ragged: list[int]) -> Iterator[pa.RecordBatch]:
-    unclosed: list[int] = []
-
-    def set_aside(row: Any) -> str:
-        if "\n" in (row.text or "").strip():
-            unclosed.append(row.number)
-        ragged.append(row.number)
-        return "skip"
-
-    convert = pacsv.ConvertOptions(
-        include_columns=columns,
-        column_types=dict.fromkeys(columns, pa.string()),
-        strings_can_be_null=True,
-        null_values=[""],
-    )
-    parse = pacsv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=set_aside)
-    read = pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)
+def _parquet_header(path: Path) -> tuple[str, ...]:
     try:
-        with pa.input_stream(path, compression="detect") as stream:
-            for batch in pacsv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert):
-                _refuse_unclosed(path, unclosed)
-                yield batch
-            _refuse_unclosed(path, unclosed)
+        return tuple(pq.read_schema(path).names)
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
 
 
-def _read_header(path: Path) -> tuple[str, ...]:
+def _text_table(path: Path, name: str, delimiter: str | None, encoding: str, plain_tabs: bool) -> RawTable:
+    unpack = gzip.open if path.name.lower().endswith(".gz") else open
+    marked = "utf-8-sig" if encoding.lower().replace("_", "-") in (UTF8, "utf8") else encoding
     try:
-        unpack = gzip.open if path.name.lower().endswith(".gz") else open
-        with unpack(path, "rt", encoding="utf-8-sig", newline="") as text:
-            header = tuple(next(csv.reader(text), []))
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise _damaged(path, error) from None
-    names = [name.strip().upper() for name in header]
+        with unpack(path, "rt", encoding=marked, errors="surrogateescape", newline="") as text:
+            first = text.readline()
+            delimiter = delimiter or _sniff(first)
+            quoted = not (plain_tabs and delimiter == "\t" and not first.startswith('"'))
+            text.seek(0)
+            rows = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+            header = tuple(map(_legacy_text, next(rows, [])))
+            empty = _is_over(rows)
+    except (OSError, EOFError, UnicodeError, csv.Error) as error:
+        raise damaged(path, error) from None
+    return RawTable(path, name, header, delimiter, quoted, encoding, empty)
+
+
+def _is_over(rows: Iterator[list[str]]) -> bool:
+    try:
+        return next(rows, None) is None
+    except csv.Error:  # a field longer than this reader takes: there is a row
+        return False
+
+
+def _sniff(line: str) -> str:
+    """The delimiter that occurs most often in the header, outside quotes; a comma where none does.
+
+    >>> _sniff("person_id\\tname, given"), _sniff('"a;b;c";d'), _sniff("id")
+    ('\\t', ';', ',')
+    """
+    bare = _QUOTED.sub("", line)
+    return max(_DELIMITERS, key=bare.count)
+
+
+def _legacy_text(text: str) -> str:
+    """Text whose bytes were not UTF-8, read as Windows-1252."""
+    return as_text(text.encode(UTF8, "surrogateescape")) if not text.isprintable() else text
+
+
+def as_text(raw: bytes) -> str:
+    """Bytes as UTF-8, otherwise as Windows-1252, otherwise as Latin-1, which reads anything.
+
+    >>> as_text("ä".encode()), as_text(b"\\xe4"), as_text(b"\\x81")
+    ('ä', 'ä', '\\x81')
+    """
+    for encoding in (UTF8, _LEGACY):
+        try:
+            return raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return raw.decode("latin-1")
+
+
+def _refuse_repeated(table: RawTable) -> None:
+    names = [name.strip().upper() for name in table.header]
     if not names:
-        raise EhrError("the file is empty, expected a header", str(path), "export the table again, or remove it")
+        raise EhrError("the file is empty, expected a header", str(table.path), "export the table again, or remove it")
     if len(set(names)) < len(names):
         twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
-        raise EhrError(f"several columns are called {twice}", str(path), "rename or remove all but one")
-    return header
+        raise EhrError(f"several columns are called {twice}", str(table.path), "rename or remove all but one")
 
 
-def _refuse_unclosed(path: Path, rows: list[int]) -> None:
-    if rows:
-        what = f"row {rows[0]} runs over several lines and does not fit the header: a quote is not closed"
-        raise EhrError(what, str(path), "close the quote, or export the table again")
-
-
-def _damaged(path: Path, error: BaseException) -> EhrError:
+def damaged(path: Path, error: BaseException) -> EhrError:
+    """The error for a file that cannot be read."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return EhrError(f"the file cannot be read: {reason}", str(path), "export it again as UTF-8 CSV, plain or gzipped")
+    return EhrError(
+        f"the file cannot be read: {reason}", str(path), "export it again (CSV in UTF-8, gzipped CSV, or parquet)"
+    )

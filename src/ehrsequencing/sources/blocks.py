@@ -1,0 +1,179 @@
+"""Raw tables read block by block as text, with the number of every row kept."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from pyarrow import csv as pacsv
+from pyarrow import parquet as pq
+
+from ehrsequencing.errors import EhrError
+from ehrsequencing.sources.tables import UTF8, RawTable, as_text, damaged
+
+BLOCK_BYTES = 8 << 20
+"""How much of a text table is parsed at once; Arrow reads up to 32 such blocks ahead."""
+BLOCK_ROWS = 65_536
+"""How many rows of a parquet table are read at once."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a table.
+
+    Attributes:
+        frame: the wanted columns as stripped text (empty = null) and ``row``, its number.
+        ragged: the numbers of rows that have too few or too many fields.
+        mended: how many values were no UTF-8 and were read as Windows-1252.
+    """
+
+    frame: pl.DataFrame
+    ragged: list[int]
+    mended: int = 0
+
+
+def read_blocks(table: RawTable, columns: Mapping[str, str | None]) -> Iterator[Block]:
+    """The wanted columns of a table, block by block.
+
+    Args:
+        table: where to read.
+        columns: name wanted -> name in the header; None for a column the table does not have, which is then all null.
+
+    Rows are numbered as a spreadsheet does: a header is row 1 (a parquet file has none; its first row is row 1). Dates
+    and times of a parquet file are written in ISO 8601, UTC where they have a zone; whole numbers without a point.
+
+    Raises:
+        EhrError: the file is damaged: cut short, with an unclosed quote, or of another encoding than the one stated.
+    """
+    if table.empty:
+        return
+    present = {name: found for name, found in columns.items() if found is not None}
+    absent = [pl.lit(None, dtype=pl.String).alias(name) for name in columns if name not in present]
+    for block in _parquet_blocks(table, present) if table.is_parquet else _text_blocks(table, present):
+        stripped = [pl.col(name).str.strip_chars().replace("", None) for name in present]
+        yield Block(block.frame.with_columns(*stripped, *absent), block.ragged, block.mended)
+
+
+def _text_blocks(table: RawTable, present: Mapping[str, str]) -> Iterator[Block]:
+    ragged: list[int] = []
+    told, row = 0, 2
+    for batch in _batches(table, ragged, [table.header.index(found) for found in present.values()]):
+        read = [_decode(column) for column in batch.columns]
+        frame = pl.DataFrame(dict(zip(present, (text for text, _ in read), strict=True)))
+        rows = _row_numbers(row, batch.num_rows, ragged)
+        row = int(rows[-1]) + 1 if len(rows) else row
+        new, told = ragged[told:], len(ragged)
+        yield Block(frame.with_columns(pl.Series("row", rows, dtype=pl.Int64)), new, sum(count for _, count in read))
+    if ragged[told:]:
+        yield Block(pl.DataFrame(schema={**dict.fromkeys(present, pl.String), "row": pl.Int64}), ragged[told:])
+
+
+def _decode(column: pa.Array) -> tuple[pl.Series, int]:
+    """The bytes as text, and how many values were no UTF-8."""
+    try:
+        return pl.Series(pl.from_arrow(column.cast(pa.string()))), 0
+    except pa.ArrowInvalid:
+        raw = column.to_pylist()
+    wrong = sum(1 for value in raw if value is not None and not _is_utf8(value))
+    return pl.Series([None if value is None else as_text(value) for value in raw], dtype=pl.String), wrong
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode(UTF8)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _row_numbers(start: int, count: int, ragged: list[int]) -> np.ndarray:
+    """The next ``count`` row numbers from ``start`` that are not among the rows of a wrong width (ascending).
+
+    >>> _row_numbers(2, 3, [3]).tolist()
+    [2, 4, 5]
+    """
+    ahead = ragged[bisect_left(ragged, start) :]
+    candidates = np.arange(start, start + count + len(ahead), dtype=np.int64)
+    return candidates[~np.isin(candidates, ahead)][:count]
+
+
+def _batches(table: RawTable, ragged: list[int], wanted: list[int]) -> Iterator[pa.RecordBatch]:
+    unclosed: list[int] = []
+
+    def set_aside(row: Any) -> str:
+        if "\n" in (row.text or "").strip():
+            unclosed.append(row.number)
+        ragged.append(row.number)
+        return "skip"
+
+    names = [str(position) for position in range(len(table.header))]
+    columns = [names[position] for position in wanted]
+    convert = pacsv.ConvertOptions(
+        include_columns=columns,
+        column_types=dict.fromkeys(columns, pa.binary()),
+        check_utf8=False,
+        strings_can_be_null=True,
+        null_values=[""],
+    )
+    parse = pacsv.ParseOptions(
+        delimiter=table.delimiter,
+        quote_char='"' if table.quoted else False,
+        newlines_in_values=table.quoted,
+        ignore_empty_lines=False,
+        invalid_row_handler=set_aside,
+    )
+    read = pacsv.ReadOptions(
+        use_threads=False,
+        block_size=BLOCK_BYTES,
+        column_names=names,
+        skip_rows_after_names=1,
+        encoding="utf8" if table.encoding == UTF8 else table.encoding,
+    )
+    try:
+        with pa.input_stream(table.path, compression="detect") as stream:
+            for batch in pacsv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert):
+                _refuse_unclosed(table, unclosed)
+                yield batch
+            _refuse_unclosed(table, unclosed)
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        raise damaged(table.path, error) from None
+
+
+def _refuse_unclosed(table: RawTable, rows: list[int]) -> None:
+    if rows:
+        what = f"row {rows[0]} runs over several lines and does not fit the header: a quote is not closed"
+        raise EhrError(what, str(table.path), "close the quote, or export the table again")
+
+
+def _parquet_blocks(table: RawTable, present: Mapping[str, str]) -> Iterator[Block]:
+    first = 1
+    try:
+        with pq.ParquetFile(table.path) as file:
+            for batch in file.iter_batches(BLOCK_ROWS, columns=list(present.values())):
+                read = pl.DataFrame(pl.from_arrow(batch))
+                texts = [_written(read[found], table).alias(name) for name, found in present.items()]
+                rows = pl.int_range(first, first + batch.num_rows, eager=True).alias("row")
+                first += batch.num_rows
+                yield Block(pl.DataFrame([*texts, rows]), [])
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(table.path, error) from None
+
+
+def _written(values: pl.Series, table: RawTable) -> pl.Series:
+    """A typed column as the text a CSV file would hold."""
+    kind = values.dtype
+    if kind.is_nested():
+        what = f"column '{values.name}' holds {kind}, expected plain values"
+        raise EhrError(what, str(table.path), "flatten the column, or leave it out of the file")
+    if isinstance(kind, pl.Datetime) and kind.time_zone is not None:
+        values = values.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    if not kind.is_float():
+        return values.cast(pl.String)
+    whole = values.cast(pl.Int64, strict=False)
+    told = pl.when(whole == values).then(whole.cast(pl.String)).otherwise(values.fill_nan(None).cast(pl.String))
+    return pl.select(told).to_series()
