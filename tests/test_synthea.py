@@ -247,12 +247,14 @@ class TestFurtherTables:
 class TestEncodings:
     def test_bytes_that_are_no_utf8_are_read_as_windows_1252_and_told(self, tmp_path: Path) -> None:
         write(tmp_path / "export")
-        rows = b"START,PATIENT,CODE,DESCRIPTION\n2010-01-01,p-one,1,An\xe4mie \x96 schwer\n2010-01-02,p-one,2,ok\n"
+        rows = (
+            b"START,PATIENT,CODE,DESCRIPTION\n\xe4\n2010-01-01,p-one,1,An\xe4mie \x96 schwer\n2010-01-02,p-one,2,ok\n"
+        )
         (tmp_path / "export/conditions.csv").write_bytes(rows)
         report = convert_synthea(tmp_path / "export", tmp_path / "meds")
         described = dict(report.dataset.codes().select("code", "description").iter_rows())
         assert described["SNOMED//1"] == "Anämie – schwer"
-        assert "1 values are no UTF-8 and were read as Windows-1252" in report.text()
+        assert "3 bytes are no UTF-8 and were read as Windows-1252" in report.text()
         assert balanced(report)
 
     def test_a_header_that_is_no_utf8(self, tmp_path: Path) -> None:

@@ -272,6 +272,7 @@ class DataConfig(Strict):
 
     meds: str | None = None
     synthea: str | None = None
+    omop: str | None = None
     simulate: SimulateConfig | None = None
 
     @model_validator(mode="before")

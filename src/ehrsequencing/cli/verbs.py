@@ -88,6 +88,17 @@ def convert_synthea(
     to.next("check", out)
 
 
+@convert.command("omop", epilog="Example: ehrseq convert omop exports/cdm out/omop")
+def convert_omop(
+    src: Annotated[Path, typer.Argument(help="folder of OMOP CDM 5.3 or 5.4 tables (csv, csv.gz, tsv, parquet)")],
+    out: Out,
+) -> None:
+    """OMOP Common Data Model -> MEDS; every row is an event, left out as documented, or kept in rejects/."""
+    from ehrsequencing.sources.omop import convert_omop as run
+
+    _say(run(src, out).text())
+
+
 @app.command(epilog="Example: ehrseq check out/synthea")
 def check(meds: Meds, as_json: Json = False, quiet: Quiet = False) -> None:
     """Facts and problems of a MEDS dataset, looking beyond the schema."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from pyarrow import csv as pacsv
 from pyarrow import parquet as pq
 
 from ehrsequencing.errors import EhrError
-from ehrsequencing.sources.tables import UTF8, RawTable, as_text, damaged
+from ehrsequencing.sources.tables import UTF8, RawTable, damaged, mend
 
 BLOCK_BYTES = 8 << 20
 """How much of a text table is parsed at once; Arrow reads up to 32 such blocks ahead."""
@@ -27,11 +28,13 @@ class Block:
     """Some rows of a table.
 
     Attributes:
-        frame: the wanted columns as stripped text (empty = null) and ``row``, its number.
+        file: the table's name.
+        frame: the wanted columns as stripped text (empty = null), ``row``, its number, and ``file``.
         ragged: the numbers of rows that have too few or too many fields.
-        mended: how many values were no UTF-8 and were read as Windows-1252.
+        mended: how many bytes were no UTF-8 and were read as Windows-1252.
     """
 
+    file: str
     frame: pl.DataFrame
     ragged: list[int]
     mended: int = 0
@@ -56,39 +59,26 @@ def read_blocks(table: RawTable, columns: Mapping[str, str | None]) -> Iterator[
     absent = [pl.lit(None, dtype=pl.String).alias(name) for name in columns if name not in present]
     for block in _parquet_blocks(table, present) if table.is_parquet else _text_blocks(table, present):
         stripped = [pl.col(name).str.strip_chars().replace("", None) for name in present]
-        yield Block(block.frame.with_columns(*stripped, *absent), block.ragged, block.mended)
+        file = pl.lit(table.name).alias("file")
+        yield replace(block, frame=block.frame.with_columns(*stripped, *absent, file))
 
 
 def _text_blocks(table: RawTable, present: Mapping[str, str]) -> Iterator[Block]:
     ragged: list[int] = []
-    told, row = 0, 2
-    for batch in _batches(table, ragged, [table.header.index(found) for found in present.values()]):
-        read = [_decode(column) for column in batch.columns]
-        frame = pl.DataFrame(dict(zip(present, (text for text, _ in read), strict=True)))
+    text = _Text(table.encoding)
+    told, row, mended = 0, 2, 0
+    position = {name: str(table.header.index(found)) for name, found in present.items()}
+    for batch in _batches(table, text, ragged, sorted(set(position.values()))):
+        frame = pl.DataFrame(pl.from_arrow(batch)).select(pl.col(at).alias(name) for name, at in position.items())
         rows = _row_numbers(row, batch.num_rows, ragged)
         row = int(rows[-1]) + 1 if len(rows) else row
         new, told = ragged[told:], len(ragged)
-        yield Block(frame.with_columns(pl.Series("row", rows, dtype=pl.Int64)), new, sum(count for _, count in read))
+        frame = frame.with_columns(pl.Series("row", rows, dtype=pl.Int64))
+        yield Block(table.name, frame, new, text.mended - mended)
+        mended = text.mended
     if ragged[told:]:
-        yield Block(pl.DataFrame(schema={**dict.fromkeys(present, pl.String), "row": pl.Int64}), ragged[told:])
-
-
-def _decode(column: pa.Array) -> tuple[pl.Series, int]:
-    """The bytes as text, and how many values were no UTF-8."""
-    try:
-        return pl.Series(pl.from_arrow(column.cast(pa.string()))), 0
-    except pa.ArrowInvalid:
-        raw = column.to_pylist()
-    wrong = sum(1 for value in raw if value is not None and not _is_utf8(value))
-    return pl.Series([None if value is None else as_text(value) for value in raw], dtype=pl.String), wrong
-
-
-def _is_utf8(raw: bytes) -> bool:
-    try:
-        raw.decode(UTF8)
-    except UnicodeDecodeError:
-        return False
-    return True
+        empty = pl.DataFrame(schema={**dict.fromkeys(present, pl.String), "row": pl.Int64})
+        yield Block(table.name, empty, ragged[told:])
 
 
 def _row_numbers(start: int, count: int, ragged: list[int]) -> np.ndarray:
@@ -102,7 +92,25 @@ def _row_numbers(start: int, count: int, ragged: list[int]) -> np.ndarray:
     return candidates[~np.isin(candidates, ahead)][:count]
 
 
-def _batches(table: RawTable, ragged: list[int], wanted: list[int]) -> Iterator[pa.RecordBatch]:
+class _Text:
+    """Bytes in any encoding, piece by piece, as UTF-8; what claims to be UTF-8 and is not, as Windows-1252."""
+
+    def __init__(self, encoding: str) -> None:
+        lenient = encoding == UTF8
+        self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape" if lenient else "strict")
+        self.mended = 0
+
+    def __call__(self, piece: pa.Buffer) -> bytes:
+        text = self._decoder.decode(piece.to_pybytes(), final=piece.size == 0)
+        try:
+            return text.encode()
+        except UnicodeEncodeError:
+            whole, count = mend(text)
+            self.mended += count
+            return whole.encode()
+
+
+def _batches(table: RawTable, text: _Text, ragged: list[int], columns: list[str]) -> Iterator[pa.RecordBatch]:
     unclosed: list[int] = []
 
     def set_aside(row: Any) -> str:
@@ -112,11 +120,9 @@ def _batches(table: RawTable, ragged: list[int], wanted: list[int]) -> Iterator[
         return "skip"
 
     names = [str(position) for position in range(len(table.header))]
-    columns = [names[position] for position in wanted]
     convert = pacsv.ConvertOptions(
         include_columns=columns,
-        column_types=dict.fromkeys(columns, pa.binary()),
-        check_utf8=False,
+        column_types=dict.fromkeys(columns, pa.string()),
         strings_can_be_null=True,
         null_values=[""],
     )
@@ -132,11 +138,12 @@ def _batches(table: RawTable, ragged: list[int], wanted: list[int]) -> Iterator[
         block_size=BLOCK_BYTES,
         column_names=names,
         skip_rows_after_names=1,
-        encoding="utf8" if table.encoding == UTF8 else table.encoding,
     )
+    compression = "gzip" if table.is_gzipped else None
     try:
-        with pa.input_stream(table.path, compression="detect") as stream:
-            for batch in pacsv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert):
+        with pa.input_stream(table.path, compression=compression) as stream:
+            utf8 = pa.TransformInputStream(stream, text)
+            for batch in pacsv.open_csv(utf8, read_options=read, parse_options=parse, convert_options=convert):
                 _refuse_unclosed(table, unclosed)
                 yield batch
             _refuse_unclosed(table, unclosed)
@@ -154,12 +161,12 @@ def _parquet_blocks(table: RawTable, present: Mapping[str, str]) -> Iterator[Blo
     first = 1
     try:
         with pq.ParquetFile(table.path) as file:
-            for batch in file.iter_batches(BLOCK_ROWS, columns=list(present.values())):
+            for batch in file.iter_batches(BLOCK_ROWS, columns=sorted(set(present.values()))):
                 read = pl.DataFrame(pl.from_arrow(batch))
                 texts = [_written(read[found], table).alias(name) for name, found in present.items()]
                 rows = pl.int_range(first, first + batch.num_rows, eager=True).alias("row")
                 first += batch.num_rows
-                yield Block(pl.DataFrame([*texts, rows]), [])
+                yield Block(table.name, pl.DataFrame([*texts, rows]), [])
     except (pa.ArrowException, OSError) as error:
         raise damaged(table.path, error) from None
 

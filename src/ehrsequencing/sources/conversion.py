@@ -17,7 +17,7 @@ from ehrsequencing.sources.spill import Spill
 REASON, LEFT_OUT = "reason", "left_out"
 """Columns of a frame on its way: why a row is set aside (a mistake), why it is left out (as documented)."""
 _NAME = 34
-_REJECTS = {"file": pl.Categorical(), "row": pl.Int64(), "reason": pl.Categorical()}
+_REJECTS = pl.Schema({"file": pl.Categorical(), "row": pl.Int64(), "reason": pl.Categorical()})
 
 
 @dataclass
@@ -52,31 +52,30 @@ class Tally:
         """Nothing is lost."""
         return self.rows == self.events + self.excluded + self.rejected
 
-    def opened(self, block: Block, file: str) -> None:
+    def opened(self, block: Block) -> None:
         """Account for the rows of a wrong width, and for values in another encoding."""
         if block.ragged:
-            numbers = pl.Series("row", block.ragged, dtype=pl.Int64).to_frame()
-            self.rows += len(block.ragged)
-            self.reject(
-                numbers.with_columns(reason=pl.lit("the row has another number of fields than the header")), file
-            )
-        self.remark("values are no UTF-8 and were read as Windows-1252", block.mended)
+            rows = pl.DataFrame({"row": block.ragged}, schema={"row": pl.Int64})
+            why = pl.lit("the row has another number of fields than the header").alias(REASON)
+            self.rows += rows.height
+            self.reject(rows.with_columns(pl.lit(block.file).alias("file"), why))
+        self.remark("bytes are no UTF-8 and were read as Windows-1252", block.mended)
 
-    def settle(self, rows: pl.DataFrame, file: str) -> pl.DataFrame:
+    def settle(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Count the rows, set aside and leave out those that say so, and return the rest."""
         self.rows += rows.height
         bad = rows[REASON].is_not_null()
-        self.reject(rows.filter(bad), file)
+        self.reject(rows.filter(bad))
         good = rows.filter(~bad)
         if LEFT_OUT not in good.columns:
             return good
         self.left_out.update(dict(good.drop_nulls(LEFT_OUT).group_by(LEFT_OUT).len().iter_rows()))
         return good.filter(pl.col(LEFT_OUT).is_null())
 
-    def reject(self, rows: pl.DataFrame, file: str) -> None:
-        """Set rows aside: file, ``row`` and ``reason``, never what stood in them."""
+    def reject(self, rows: pl.DataFrame) -> None:
+        """Set rows aside: ``file``, ``row`` and ``reason``, never what stood in them."""
         if rows.height:
-            self.rejects.append(rows.select(pl.lit(file).alias("file"), "row", "reason").cast(_REJECTS))
+            self.rejects.append(rows.select(*_REJECTS).cast(_REJECTS))
 
     def remark(self, what: str, count: int) -> None:
         """Count something the reader should know of rows that were converted."""
@@ -105,9 +104,9 @@ class Tally:
 class Ledger:
     """The events of a conversion on their way to shards, the accounts of its tables, the descriptions of its codes."""
 
-    def __init__(self, spill: Spill) -> None:
+    def __init__(self, spill: Spill, *opened: Tally) -> None:
         self.spill = spill
-        self._tallies: dict[tuple[str, str], Tally] = {}
+        self._tallies = {(tally.table, tally.part): tally for tally in opened}
         self._descriptions = pl.DataFrame(schema={"code": pl.String, "description": pl.String, "len": pl.UInt32})
 
     @property
@@ -119,9 +118,9 @@ class Ledger:
         """The account of a table's part, opened where it is not."""
         return self._tallies.setdefault((table, part), Tally(table, part))
 
-    def enter(self, tally: Tally, rows: pl.DataFrame, file: str) -> pl.DataFrame:
+    def enter(self, tally: Tally, rows: pl.DataFrame) -> pl.DataFrame:
         """Settle the rows, keep what is left of them as events, and return these."""
-        events = tally.settle(rows, file)
+        events = tally.settle(rows)
         tally.events += events.height
         self.spill.add(events)
         counts = events.drop_nulls("description").group_by("code", "description").len()

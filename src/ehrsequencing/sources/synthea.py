@@ -107,15 +107,17 @@ class _Conversion:
     def __init__(self, folder: Path, tables: dict[str, RawTable], subjects_per_shard: int) -> None:
         self.certified: list[np.ndarray] = []
         patients = tables["patients"]
-        tally = Tally("patients")
+        tally = Tally("patients", "birth")
         rows = _read_patients(patients, tally)
-        marked, self.people = _people(rows, str(patients.path))
-        subjects = marked.filter(pl.col(REASON).is_null()).join(self.people, left_on="ID", right_on="PATIENT")
+        rows, self.people = _people(rows, str(patients.path))
+        subjects = rows.filter(pl.col(REASON).is_null()).join(self.people, left_on="ID", right_on="PATIENT")
         if subjects.is_empty():
             raise EhrError("no patient's row can be read", str(patients.path), "check the dates and ids in it")
         self.dead = subjects.filter(pl.col("death").is_not_null())["subject_id"]
-        self.ledger = Ledger(Spill(folder, -(-subjects.height // subjects_per_shard)))
-        self._lives(marked, subjects, tally, patients.name)
+        self.ledger = Ledger(Spill(folder, -(-subjects.height // subjects_per_shard)), tally)
+        tally.settle(rows.filter(pl.col(REASON).is_not_null()))
+        for part, events in _life_events(subjects):
+            self.ledger.enter(self.ledger.tally("patients", part), events)
         for rule in RULES:
             if rule.table in tables:
                 self._convert(rule, tables[rule.table])
@@ -134,21 +136,12 @@ class _Conversion:
             f"{undated:,} of their patients have no DEATHDATE and so no {DEATH}",
         )
 
-    def _lives(self, marked: pl.DataFrame, subjects: pl.DataFrame, read: Tally, file: str) -> None:
-        """Birth, death and the static facts of each subject; the rows set aside stand with the births."""
-        first, *others = _life_events(subjects)
-        tally = self.ledger.tally("patients", first[0])
-        tally.rows, tally.rejects, tally.remarks = read.rows, read.rejects, read.remarks
-        tally.settle(marked.filter(pl.col(REASON).is_not_null()), file)
-        for part, events in (first, *others):
-            self.ledger.enter(self.ledger.tally("patients", part), events, file)
-
     def _convert(self, rule: Rule, table: RawTable) -> None:
         tally = self.ledger.tally(rule.table)
         for block in read_blocks(table, rule.columns(table)):
-            tally.opened(block, table.name)
+            tally.opened(block)
             rows = block.frame.join(self.people, on="PATIENT", how="left", maintain_order="left")
-            events = self.ledger.enter(tally, to_events(rule, rows), table.name)
+            events = self.ledger.enter(tally, to_events(rule, rows))
             if rule.table == "encounters":
                 self.certified.append(events.filter(pl.col("CODE") == DEATH_CERTIFICATION)["subject_id"].to_numpy())
 
@@ -156,7 +149,7 @@ class _Conversion:
 def _read_patients(table: RawTable, tally: Tally) -> pl.DataFrame:
     frames = []
     for block in read_blocks(table, _patient_columns(table)):
-        tally.opened(block, table.name)
+        tally.opened(block)
         read = (parse_times(pl.col(column)).alias(name) for column, (name, _) in _LIFE.items())
         frames.append(block.frame.with_columns(*read))
     if not frames:

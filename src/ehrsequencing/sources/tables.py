@@ -18,7 +18,8 @@ CSV_SUFFIXES = (".csv", ".csv.gz")
 SUFFIXES = (*CSV_SUFFIXES, ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
 _DELIMITERS = ",\t;|"
 _QUOTED = re.compile(r'"[^"]*"')
-_LEGACY = "cp1252"
+_ESCAPED = re.compile("[\udc80-\udcff]")
+_LEGACY = {0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(0x80, 0x100)}
 UTF8 = "utf-8"
 
 
@@ -48,6 +49,11 @@ class RawTable:
     def is_parquet(self) -> bool:
         """A parquet file; everything else is delimited text."""
         return self.path.name.lower().endswith(".parquet")
+
+    @property
+    def is_gzipped(self) -> bool:
+        """Compressed text."""
+        return self.path.name.lower().endswith(".gz")
 
     def column(self, names: Sequence[str]) -> str | None:
         """The header's own spelling of the first of ``names`` it has, whatever the case; None where it has none."""
@@ -164,7 +170,7 @@ def _text_table(path: Path, name: str, delimiter: str | None, encoding: str, pla
             quoted = not (plain_tabs and delimiter == "\t" and not first.startswith('"'))
             text.seek(0)
             rows = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
-            header = tuple(map(_legacy_text, next(rows, [])))
+            header = tuple(mend(name)[0] for name in next(rows, []))
             empty = _is_over(rows)
     except (OSError, EOFError, UnicodeError, csv.Error) as error:
         raise damaged(path, error) from None
@@ -179,32 +185,22 @@ def _is_over(rows: Iterator[list[str]]) -> bool:
 
 
 def _sniff(line: str) -> str:
-    """The delimiter that occurs most often in the header, outside quotes; a comma where none does.
+    r"""The delimiter that occurs most often in the header, outside quotes; a comma where none does.
 
-    >>> _sniff("person_id\\tname, given"), _sniff('"a;b;c";d'), _sniff("id")
-    ('\\t', ';', ',')
+    >>> _sniff("id\tbirth\tname, given"), _sniff('"a;b;c";d'), _sniff("id")
+    ('\t', ';', ',')
     """
     bare = _QUOTED.sub("", line)
     return max(_DELIMITERS, key=bare.count)
 
 
-def _legacy_text(text: str) -> str:
-    """Text whose bytes were not UTF-8, read as Windows-1252."""
-    return as_text(text.encode(UTF8, "surrogateescape")) if not text.isprintable() else text
+def mend(text: str) -> tuple[str, int]:
+    r"""Text whose bytes were no UTF-8 (decoded by ``surrogateescape``) with these read as Windows-1252; and how many.
 
-
-def as_text(raw: bytes) -> str:
-    """Bytes as UTF-8, otherwise as Windows-1252, otherwise as Latin-1, which reads anything.
-
-    >>> as_text("ä".encode()), as_text(b"\\xe4"), as_text(b"\\x81")
-    ('ä', 'ä', '\\x81')
+    >>> mend(b"An\xe4mie".decode(errors="surrogateescape"))
+    ('Anämie', 1)
     """
-    for encoding in (UTF8, _LEGACY):
-        try:
-            return raw.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    return raw.decode("latin-1")
+    return text.translate(_LEGACY), len(_ESCAPED.findall(text))
 
 
 def _refuse_repeated(table: RawTable) -> None:

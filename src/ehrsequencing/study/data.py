@@ -30,6 +30,7 @@ from ehrsequencing.config import (
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset, assign_folds, assign_splits, rank_hash
 from ehrsequencing.features import FeatureSpec, build_features
+from ehrsequencing.sources.omop import convert_omop
 from ehrsequencing.sources.synthea import convert_synthea
 from ehrsequencing.study.casemix import describe_casemix
 from ehrsequencing.synthetic import simulate
@@ -44,9 +45,10 @@ def open_data(config: DataConfig, out: Path) -> tuple[MedsDataset, str]:
     if config.simulate is not None:
         dataset = simulate(out, config.simulate)
         return dataset, f"simulated: {config.simulate.patients:,} patients, seed {config.simulate.seed}"
-    if config.synthea is not None:
-        report = convert_synthea(_folder(config.synthea), out)
-        return MedsDataset.open(out), report.text()
+    for convert, source in ((convert_synthea, config.synthea), (convert_omop, config.omop)):
+        if source is not None:
+            report = convert(_folder(source), out)
+            return report.dataset, report.text()
     return MedsDataset.open(_folder(str(config.meds))), "a MEDS dataset"
 
 
