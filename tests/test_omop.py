@@ -15,11 +15,15 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from ehrsequencing.cli import main
+from ehrsequencing.cohort import build_cohort
+from ehrsequencing.config import DataConfig, StudyConfig, TaskConfig, load_yaml
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import BIRTH, DEATH, check
 from ehrsequencing.sources import blocks
 from ehrsequencing.sources.conversion import ConversionReport
 from ehrsequencing.sources.omop import convert_omop
+from ehrsequencing.study.data import open_data
 
 CDM = Path(os.environ.get("EHR_DATA", "../shared/data")) / "omop_gibleed"
 needs_cdm = pytest.mark.skipif(not CDM.is_dir(), reason=f"no real data at {CDM} (set EHR_DATA)")
@@ -571,3 +575,37 @@ class TestRealModel:
         secrets = {*people["person_source_value"], *visits["visit_source_value"].drop_nulls()}
         parts = {part for code in real.dataset.codes()["code"] for part in code.split("//")}
         assert parts & secrets == set()
+
+
+def test_the_verb_says_the_account_and_the_next_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(write(tmp_path / "cdm"))
+    monkeypatch.setattr("sys.argv", ["ehrseq", "convert", "omop", source, str(tmp_path / "meds")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    out, err = capsys.readouterr()
+    assert "rows in = events + left out + rejects" in out
+    assert err == f"next: ehrseq check {tmp_path / 'meds'}\n"
+
+
+def test_a_study_names_its_omop_folder(tmp_path: Path) -> None:
+    dataset, said = open_data(DataConfig(omop=str(write(tmp_path / "cdm"))), tmp_path / "meds")
+    assert len(dataset.subject_ids()) == 3
+    assert "rows in = events" in said
+
+
+@pytest.mark.parametrize("name", ["gibleed", "mimic_readmission"])
+def test_studies_are_valid(name: str) -> None:
+    study = load_yaml(StudyConfig, Path(__file__).parent.parent / f"studies/{name}.yaml")
+    assert study.name == name
+
+
+@needs_cdm
+def test_the_cohort_of_the_study(real: ConversionReport) -> None:
+    study = load_yaml(StudyConfig, Path(__file__).parent.parent / "studies/gibleed.yaml")
+    assert isinstance(study.task, TaskConfig)
+    table = build_cohort(real.dataset, study.task).table
+    bleeds = table.filter((pl.col("event") == 1) & (pl.col("duration") <= 3652.5))
+    assert (table.height, bleeds.height) == (2_620, 411)

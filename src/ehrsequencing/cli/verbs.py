@@ -92,11 +92,14 @@ def convert_synthea(
 def convert_omop(
     src: Annotated[Path, typer.Argument(help="folder of OMOP CDM 5.3 or 5.4 tables (csv, csv.gz, tsv, parquet)")],
     out: Out,
+    quiet: Quiet = False,
 ) -> None:
     """OMOP Common Data Model -> MEDS; every row is an event, left out as documented, or kept in rejects/."""
     from ehrsequencing.sources.omop import convert_omop as run
 
-    _say(run(src, out).text())
+    to = Output(quiet=quiet)
+    to.say(run(src, out).text())
+    to.next("check", out)
 
 
 @app.command(epilog="Example: ehrseq check out/synthea")
