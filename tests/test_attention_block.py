@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ehrsequencing.bundle import Encoder
-from ehrsequencing.config import InputConfig, ModelConfig, PretrainConfig, TokensConfig
+from ehrsequencing.config import InputConfig, ModelConfig, PretrainConfig, SplitConfig, TokensConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.attention import Layout, attend
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
@@ -153,7 +153,7 @@ def test_pretraining_records_its_mask_and_reads_whole_records(dataset, tmp_path)
     again = Encoder.load(tmp_path / "encoder")
     assert again.record["attention"] == again.model.config.attention == "block_causal"
     assert again.record["accuracy"] > 0
-    train = divisions(dataset, None, 0)[0].train_subjects()
+    train = divisions(dataset, None, SplitConfig())[0].train_subjects()
     _, store = pretraining_records(dataset, train, InputConfig(), TokensConfig(max_tokens=24), attention="block_causal")
     assert len(store) > len(np.unique(store.subject_id))
     assert store.lengths.max() <= 24

@@ -16,7 +16,8 @@ from polars.testing import assert_frame_equal
 
 from ascii_tables import dataset, labels, task
 from ehrsequencing.cohort import Cohort, build_cohort
-from ehrsequencing.cohort.rules import birth_rules, exclude_rules, index_rules, outcome_rules, require_rules
+from ehrsequencing.cohort.attrition import Rule
+from ehrsequencing.cohort.rules import exclude_rules, index_rules, outcome_rules, require_rules
 from ehrsequencing.config import TaskConfig, parse
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.sources.synthea import convert_synthea
@@ -357,11 +358,15 @@ def test_the_manual_names_every_key_and_rule() -> None:
     assert not keys, "keys of the task language without a line in the manual"
     table = text[text.index("| rule | removes |") : text.index("Then: nobody left")]
     written = re.findall("`([^`]*)`", "".join(line.split("|")[1] for line in table.strip().splitlines()[2:]))
-    required = {"age_min": 1, "age_max": 2, "history_days": 1}
-    every = task(index={"event": "first", "code": "A"}, exclude=["A", "B"], require=required)
-    rules = [*birth_rules(every), *index_rules(every.index, follow_up=True), *require_rules(every.require)]
-    rules += [*exclude_rules(every), *outcome_rules(every)]
-    assert written == ["no records", *(rule.name for rule in rules)]
+    names = {"exclude": ["A", "B"], "require": {"age_min": 1, "age_max": 2, "history_days": 1}}
+    visits = {"index": {"labels": "labels.parquet"}, "predict_at": "every_visit"}
+    rules = [rule.name for rule in _rules(task(**names, **visits))]
+    assert written == [*rules, "evaluate_at", "period"]
+
+
+def _rules(every: TaskConfig) -> list[Rule]:
+    asked = [*index_rules(every, follow_up=True), *require_rules(every.require)]
+    return [*asked, *exclude_rules(every), *outcome_rules(every, follow_up=True)]
 
 
 def test_the_manuals_second_example(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from polars.testing import assert_frame_equal
 import cohort_reference as reference
 from ascii_tables import EVENTS, TWO_PATIENTS, dataset, task
 from ehrsequencing.cohort import build_cohort, eligible, prediction_rows
-from ehrsequencing.cohort.build import label_subjects
+from ehrsequencing.cohort.rows import Question, label_rows
 from ehrsequencing.errors import EhrError, Exit
 
 
@@ -47,11 +47,18 @@ class TestLabelFiles:
         data = dataset(TWO_PATIENTS, tmp_path / "meds")
         assert build_cohort(data, task(index={"labels": tmp_path / "labels"})).table.height == 2
 
-    def test_a_subject_twice(self, tmp_path: Path) -> None:
-        times = [dt.datetime(2012, 1, 1), dt.datetime(2012, 1, 2)]
+    def test_a_subject_at_several_times(self, tmp_path: Path) -> None:
+        times = [dt.datetime(2012, 1, 2), dt.datetime(2012, 1, 1)]
         pl.DataFrame({"subject_id": [1, 1], "prediction_time": times}).write_parquet(tmp_path / "labels.parquet")
         data = dataset(TWO_PATIENTS, tmp_path / "meds")
-        with pytest.raises(EhrError, match="one prediction a subject") as error:
+        cohort = build_cohort(data, task(index={"labels": tmp_path / "labels.parquet"}))
+        assert cohort.table.select("subject_id", "prediction_time").rows() == [(1, times[1]), (1, times[0])]
+
+    def test_a_row_twice(self, tmp_path: Path) -> None:
+        times = [dt.datetime(2012, 1, 1), dt.datetime(2012, 1, 1)]
+        pl.DataFrame({"subject_id": [1, 1], "prediction_time": times}).write_parquet(tmp_path / "labels.parquet")
+        data = dataset(TWO_PATIENTS, tmp_path / "meds")
+        with pytest.raises(EhrError, match="1 rows that repeat") as error:
             build_cohort(data, task(index={"labels": tmp_path / "labels.parquet"}))
         assert error.value.code == Exit.COHORT
 
@@ -220,10 +227,12 @@ def test_the_fast_rules_agree_with_the_plain_ones(records: list[list[reference.R
     by_subject = dict(enumerate([EVERY_CODE, *records]))
     expected, removed = reference.cohort(by_subject, question)
     lines = [(subject, row.time, row.code, row.value) for subject, record in by_subject.items() for row in record]
-    people, attrition = label_subjects(pl.LazyFrame(lines, schema=EVENTS, orient="row"), question)
+    events = pl.LazyFrame(lines, schema=EVENTS, orient="row")
+    asked = Question.of(events, question, visit_column=None, seed=0, follow_up=True)
+    people = label_rows(asked)
     rows = {subject: (time, event) for subject, time, event in people["subject_id", "prediction_time", "event"].rows()}
     assert rows == {subject: (label.prediction_time, label.event) for subject, label in expected.items()}
     durations = [expected[subject].duration for subject in people["subject_id"]]
     np.testing.assert_allclose(people["duration"].to_numpy(), durations, rtol=1e-12)
-    counted = {rule: count for rule, count, _, _ in attrition.rows if count}
+    counted = {step[0]: step[1] for step in asked.attrition.steps if step[1]}
     assert Counter(counted) == removed

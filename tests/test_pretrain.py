@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ehrsequencing.config import InputConfig, ModelConfig, OptimizerConfig, PretrainConfig, SimulateConfig, TokensConfig
+from ehrsequencing.config import (
+    InputConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    SimulateConfig,
+    SplitConfig,
+    TokensConfig,
+)
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.study.data import divisions, pretraining_records
 from ehrsequencing.study.steps import pretrain
@@ -26,7 +34,7 @@ def test_it_beats_the_most_frequent_code_by_half_again(tmp_path):
 
 
 def test_only_training_subjects_are_read(dataset, encoder):
-    train = divisions(dataset, None, 0)[0].train_subjects()
+    train = divisions(dataset, None, SplitConfig())[0].train_subjects()
     _, store = pretraining_records(dataset, train, InputConfig(), TokensConfig())
     assert set(store.subject_id) <= set(train)
     assert encoder.record["subjects"] == len(store)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ehrsequencing.config import BudgetConfig, InputConfig, ModelConfig, PretrainConfig, TokensConfig
+from ehrsequencing.config import BudgetConfig, InputConfig, ModelConfig, PretrainConfig, SplitConfig, TokensConfig
 from ehrsequencing.study.data import divisions, pretraining_records
 from ehrsequencing.training.finetune import finetune
 from ehrsequencing.training.pretrain import pretrain
@@ -23,7 +23,7 @@ CONFIG = PretrainConfig(epochs=2, batch_size=16)
 @pytest.fixture(scope="module")
 def records(dataset):
     """Three steps an epoch."""
-    train = divisions(dataset, None, 0)[0].train_subjects()[:48]
+    train = divisions(dataset, None, SplitConfig())[0].train_subjects()[:48]
     return pretraining_records(dataset, train, InputConfig(), TokensConfig())
 
 

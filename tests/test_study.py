@@ -12,7 +12,7 @@ import yaml
 
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.cohort import Cohort
-from ehrsequencing.config import StudyConfig, TaskConfig, load_yaml
+from ehrsequencing.config import SplitConfig, StudyConfig, TaskConfig, load_yaml
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.inference import predict
@@ -142,7 +142,7 @@ def test_folds_pool_out_of_fold_predictions_of_everybody(tmp_path):
 
 
 def test_folds_keep_everybody_out_of_the_pretraining_of_their_own_fold(dataset):
-    parts = divisions(dataset, 3, 0)
+    parts = divisions(dataset, 3, SplitConfig())
     held_out = [set(part.subject_id[part.split == "held_out"]) for part in parts]
     assert set.union(*held_out) == set(dataset.subject_ids())
     for part, out in zip(parts, held_out, strict=True):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ehrsequencing.errors import EhrError, Exit, nearest
 
@@ -72,7 +72,16 @@ class Predicate(Strict):
         return {"code": data} if isinstance(data, str) else data
 
 
-When = dt.datetime | dt.date
+def _whole_date(value: Any) -> Any:
+    """Text of a date as that date; a bare number, which would be read as seconds since 1970, is refused."""
+    if isinstance(value, int | float) or (isinstance(value, str) and value.strip().replace(".", "", 1).isdigit()):
+        raise ValueError("expected a date, found a number: write the whole date, as in 2013-01-01")
+    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value.strip()):
+        return dt.date.fromisoformat(value.strip())
+    return value
+
+
+When = Annotated[dt.datetime | dt.date, BeforeValidator(_whole_date)]
 """A moment; a date is the midnight at which that day begins."""
 OUTCOME = "outcome"
 """The name of cause 1 wherever causes are named (``cif_outcome``)."""
@@ -195,8 +204,20 @@ class TaskConfig(Strict):
         for name in self.competing:
             if name == OUTCOME or not re.fullmatch(r"[A-Za-z0-9_]+", name):
                 raise ValueError(f"a competing event cannot be named '{name}': letters, digits and _, not '{OUTCOME}'")
-        if self.evaluate_at is not None and self.predict_at != "every_visit":
-            raise ValueError("evaluate_at goes with predict_at: every_visit")
+        return self
+
+    @model_validator(mode="after")
+    def _visits_possible(self) -> TaskConfig:
+        if self.predict_at == "index":
+            if self.evaluate_at is not None:
+                raise ValueError("evaluate_at goes with predict_at: every_visit")
+            return self
+        if self.index.event in ("each", "last", "random"):
+            raise ValueError("predict_at: every_visit begins at one time a subject: index {event: first}, not others")
+        if self.evaluate_at is not None and self.evaluate_at.event in ("each", "last", "random"):
+            raise ValueError("evaluate_at is a time that can be known when it comes: {event: first}, not others")
+        if self.input.lookback_days is not None:
+            raise ValueError("input.lookback_days does not go with predict_at: every_visit")
         return self
 
     @property
@@ -294,10 +315,29 @@ class BudgetConfig(Strict):
     patience: int | None = Field(default=None, ge=1)
 
 
+class CalendarConfig(Strict):
+    """Splits by prediction_time: training before ``tuning``, tuning before ``held_out``, held-out from then on."""
+
+    tuning: When
+    held_out: When
+
+    @model_validator(mode="after")
+    def _in_order(self) -> CalendarConfig:
+        if as_moment(self.tuning) >= as_moment(self.held_out):
+            raise ValueError("tuning must come before held_out")
+        return self
+
+
+def as_moment(when: dt.date | dt.datetime) -> dt.datetime:
+    """A date is the midnight at which that day begins; a date and time is itself."""
+    return when if isinstance(when, dt.datetime) else dt.datetime(when.year, when.month, when.day)
+
+
 class SplitConfig(Strict):
-    """How subjects are divided; one fixed seed, apart from the training seeds."""
+    """How rows are divided: by one fixed seed, apart from the training seeds, or by the calendar."""
 
     seed: int = Field(default=0, ge=0)
+    calendar: CalendarConfig | None = None
 
 
 NonNegative = Annotated[int, Field(ge=0)]
@@ -332,6 +372,14 @@ class StudyConfig(Strict):
                 raise ValueError(f"{name} names the same twice")
         if not self.strategies and not self.baselines:
             raise ValueError("name at least one strategy or baseline")
+        return self
+
+    @model_validator(mode="after")
+    def _no_calendar_folds(self) -> StudyConfig:
+        if self.folds is not None and self.split.calendar is not None:
+            raise ValueError("folds divide by hash: they do not go with split.calendar")
+        if isinstance(self.task, TaskConfig) and self.task.split_by and self.split.calendar:
+            raise ValueError("split_by divides by hash: it does not go with split.calendar")
         return self
 
     @model_validator(mode="after")

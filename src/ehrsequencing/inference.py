@@ -29,7 +29,12 @@ def predict(bundle: Bundle, dataset: MedsDataset, *, labels: Path | None = None,
         labels: a MEDS label file that says whom to predict and when, instead of the task's own index.
         row: which of the bundle's rows; None is its default (the blend where there is one).
     """
-    return predict_rows(bundle, dataset, prediction_rows(dataset, bundle.task, labels), row)
+    return predict_rows(
+        bundle,
+        dataset,
+        prediction_rows(dataset, bundle.task, labels, visit_column=bundle.tokenizer.config.visit_column),
+        row,
+    )
 
 
 def predict_rows(bundle: Bundle, dataset: MedsDataset, rows: pl.DataFrame, row: str | None = None) -> Predictions:
@@ -47,7 +52,8 @@ def row_logits(
         task: whose rules say what may be read; None is the bundle's own.
     """
     name, chosen = bundle.row(row)
-    history = cut(dataset.scan(), rows, task or bundle.task).collect(engine="streaming")
+    asked, visit_column = task or bundle.task, bundle.tokenizer.config.visit_column
+    history = cut(dataset.scan(), rows, asked, visit_column=visit_column).collect(engine="streaming")
     deep = wide = None
     if chosen.alpha > 0:
         tokens = tokenize(history, rows, bundle.tokenizer)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ehrsequencing.cli.output import Output, beside, cohort_beside, task_beside
+
+if TYPE_CHECKING:
+    from ehrsequencing.config import SplitConfig
 
 app = typer.Typer(
     name="ehrseq",
@@ -24,6 +27,8 @@ Out = Annotated[Path, typer.Argument(help="where to write; made whole or not at 
 Meds = Annotated[Path, typer.Argument(help="a MEDS dataset (folder with data/ and metadata/)")]
 Task = Annotated[Path, typer.Argument(help="the question: a TASK.yaml")]
 Seed = Annotated[int, typer.Option(min=0, help="seed of everything random")]
+TuningFrom = Annotated[str | None, typer.Option(metavar="DATE", help="split by the calendar: tuning begins here")]
+HeldOutFrom = Annotated[str | None, typer.Option(metavar="DATE", help="split by the calendar: held-out begins here")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress lines, no suggestions")]
 Json = Annotated[bool, typer.Option("--json", help="the result as JSON on stdout, messages on stderr")]
@@ -114,13 +119,25 @@ def check(meds: Meds, as_json: Json = False, quiet: Quiet = False) -> None:
 
 
 @app.command(epilog="Example: ehrseq cohort out/sim out/sim/task.yaml out/cohort")
-def cohort(meds: Meds, task: Task, out: Out, split_seed: Seed = 0, as_json: Json = False, quiet: Quiet = False) -> None:
+def cohort(
+    meds: Meds,
+    task: Task,
+    out: Out,
+    split_seed: Seed = 0,
+    tuning_from: TuningFrom = None,
+    held_out_from: HeldOutFrom = None,
+    visit_column: Annotated[str | None, typer.Option(help="the events' column of visits; default: days")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Who, when, and what happened: labels with durations, and the attrition table."""
     from ehrsequencing.study import steps
 
-    to, made = Output(as_json, quiet), steps.write_cohort(meds, task, out, split_seed=split_seed)
+    to, split = Output(as_json, quiet), _split(split_seed, tuning_from, held_out_from)
+    made = steps.write_cohort(meds, task, out, split=split, visit_column=visit_column)
     to.result(made.describe(), {"cohort": str(out), **made.to_json()})
-    to.next("pretrain", meds, beside(out, "encoder"), "--task", task, *_seeded(split_seed))
+    again = _split_options(split_seed, tuning_from, held_out_from)
+    to.next("pretrain", meds, beside(out, "encoder"), "--task", task, *again)
 
 
 @app.command(epilog="Example: ehrseq advise --patients 4000 --events 600")
@@ -152,6 +169,8 @@ def pretrain(
         str, typer.Option(help="bidirectional, or block_causal for predictions at every visit")
     ] = "bidirectional",
     split_seed: Seed = 0,
+    tuning_from: TuningFrom = None,
+    held_out_from: HeldOutFrom = None,
     seed: Seed = 0,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -161,6 +180,7 @@ def pretrain(
     from ehrsequencing.study import steps
 
     _threads(threads)
+    split = _split(split_seed, tuning_from, held_out_from)
     with ProgressDisplay(quiet) as progress:
         summary = steps.write_encoder(
             meds,
@@ -169,14 +189,15 @@ def pretrain(
             epochs=epochs,
             size=size,
             attention=attention,
-            split_seed=split_seed,
+            split=split,
             seed=seed,
             progress=progress,
         )
     to = Output(quiet=quiet)
     to.say(summary)
     question = task_beside(meds) if task is None else task
-    to.next("finetune", meds, question, beside(out, "bundle"), "--encoder", out, *_seeded(split_seed))
+    again = _split_options(split_seed, tuning_from, held_out_from)
+    to.next("finetune", meds, question, beside(out, "bundle"), "--encoder", out, *again)
 
 
 @app.command(epilog="Example: ehrseq finetune out/sim out/sim/task.yaml out/bundle --encoder out/encoder")
@@ -190,6 +211,8 @@ def finetune(
     patience: Annotated[int | None, typer.Option(min=1, help="another patience than the recipe's")] = None,
     labelled: Annotated[int | None, typer.Option(min=1, help="limit training + tuning to so many patients")] = None,
     split_seed: Seed = 0,
+    tuning_from: TuningFrom = None,
+    held_out_from: HeldOutFrom = None,
     seed: Seed = 0,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -210,7 +233,7 @@ def finetune(
             strategy=strategy,
             budget=budget,
             labelled=labelled,
-            split_seed=split_seed,
+            split=_split(split_seed, tuning_from, held_out_from),
             seed=seed,
             progress=progress,
             say=to.say,
@@ -318,9 +341,24 @@ def run(
     to.next("predict", _a_bundle(out), "MEDS", beside(out, "predictions.parquet"))
 
 
-def _seeded(split_seed: int) -> tuple[str, ...]:
-    """The split seed as the next verb needs it, where it is not the default."""
-    return ("--split-seed", str(split_seed)) if split_seed else ()
+def _split(split_seed: int, tuning_from: str | None, held_out_from: str | None) -> SplitConfig:
+    """How rows are divided, as the options say."""
+    from ehrsequencing.config import SplitConfig, parse
+    from ehrsequencing.errors import EhrError, Exit
+
+    if (tuning_from is None) != (held_out_from is None):
+        missing = "--tuning-from" if tuning_from is None else "--held-out-from"
+        raise EhrError(f"{missing} is missing", missing, "a calendar split needs both dates", code=Exit.USAGE)
+    dates = {"tuning": tuning_from, "held_out": held_out_from}
+    calendar = {} if tuning_from is None else {"calendar": dates}
+    return parse(SplitConfig, {"seed": split_seed, **calendar}, "--tuning-from, --held-out-from")
+
+
+def _split_options(split_seed: int, tuning_from: str | None, held_out_from: str | None) -> tuple[str, ...]:
+    """The split as the next verb needs it, where it is not the default."""
+    seeded = ("--split-seed", str(split_seed)) if split_seed else ()
+    dated = ("--tuning-from", tuning_from, "--held-out-from", held_out_from) if tuning_from and held_out_from else ()
+    return (*seeded, *dated)
 
 
 def _a_bundle(out: Path) -> Path:

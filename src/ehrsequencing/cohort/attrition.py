@@ -9,12 +9,19 @@ import polars as pl
 
 from ehrsequencing.config import MIN_CELL
 
-SCHEMA = {"rule": pl.String, "removed": pl.Int64, "remaining": pl.Int64, "why": pl.String}
+SCHEMA = {
+    "rule": pl.String,
+    "removed": pl.Int64,
+    "remaining": pl.Int64,
+    "why": pl.String,
+    "rows_removed": pl.Int64,
+    "rows": pl.Int64,
+}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One reason to leave a subject out: ``removes`` is true on the subjects it concerns (null means false)."""
+    """One reason to leave a row out: ``removes`` is true on the rows it concerns (null means false)."""
 
     name: str
     why: str
@@ -23,26 +30,37 @@ class Rule:
 
 @dataclass
 class Attrition:
-    """Applies rules to a table of subjects, in order, and remembers what each removed."""
+    """Applies rules to a table of rows (subject and prediction_time), in order, and remembers what each removed.
 
-    rows: list[tuple[str, int, int, str]] = field(default_factory=list)
+    ``removed`` and ``remaining`` count subjects: a rule removes a subject with its last row.
+    """
 
-    def start(self, subjects: pl.DataFrame) -> pl.DataFrame:
+    steps: list[tuple[str, int, int, str, int, int]] = field(default_factory=list)
+
+    def start(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Record where the counting starts."""
-        self.rows.append(("subjects", 0, subjects.height, "everybody in the data"))
-        return subjects
+        self.steps.append(("subjects", 0, _subjects(rows), "everybody in the data", 0, rows.height))
+        return rows
 
-    def apply(self, subjects: pl.DataFrame, rules: Sequence[Rule]) -> pl.DataFrame:
-        """The subjects that every rule leaves, each rule counted on what the ones before it left."""
+    def apply(self, rows: pl.DataFrame, rules: Sequence[Rule]) -> pl.DataFrame:
+        """The rows that every rule leaves, each rule counted on what the ones before it left."""
         for rule in rules:
-            kept = subjects.filter(~rule.removes.fill_null(False))
-            self.rows.append((rule.name, subjects.height - kept.height, kept.height, rule.why))
-            subjects = kept
-        return subjects
+            rows = self.record(rule.name, rule.why, rows, rows.filter(~rule.removes.fill_null(False)))
+        return rows
+
+    def record(self, name: str, why: str, before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
+        """Count what a step made of the rows, and give back what it left."""
+        people = _subjects(after)
+        self.steps.append((name, _subjects(before) - people, people, why, before.height - after.height, after.height))
+        return after
 
     def table(self) -> pl.DataFrame:
-        """``rule, removed, remaining, why``, one row a rule; exact counts, for programs."""
-        return pl.DataFrame(self.rows, schema=SCHEMA, orient="row")
+        """``rule, removed, remaining, why, rows_removed, rows``, one row a rule; exact counts, for programs."""
+        return pl.DataFrame(self.steps, schema=SCHEMA, orient="row")
+
+
+def _subjects(rows: pl.DataFrame) -> int:
+    return rows["subject_id"].n_unique()
 
 
 def suppress(counts: Sequence[int]) -> list[str]:

@@ -14,19 +14,20 @@ MICROSECONDS = pl.Datetime("us")
 
 
 def read_labels(path: Path) -> pl.DataFrame:
-    """``subject_id, prediction_time`` of a MEDS label file, or of a folder of them (shards), sorted by subject.
+    """``subject_id, prediction_time`` of a MEDS label file, or of a folder of them (shards), sorted by both; a subject
+    may be asked about several times.
 
     Raises:
-        EhrError: (DATA) no such file, a column missing, null or of the wrong type; (COHORT) a subject twice.
+        EhrError: (DATA) no such file, a column missing, null or of the wrong type; (COHORT) a row twice.
     """
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise EhrError("there is no label file", str(path), "check the path: parquet, as ACES writes it")
-    rows = pl.concat([_read_one(file) for file in files]).sort("subject_id")
-    several = rows.height - rows["subject_id"].n_unique()
-    if several:
-        what = f"expected one prediction a subject, found {several} further rows of subjects that already have one"
-        raise EhrError(what, str(path), "keep one row a subject", code=Exit.COHORT)
+    rows = pl.concat([_read_one(file) for file in files]).sort("subject_id", "prediction_time")
+    repeated = rows.height - rows.n_unique()
+    if repeated:
+        what = f"expected distinct subjects and times, found {repeated} rows that repeat another"
+        raise EhrError(what, str(path), "keep each subject_id and prediction_time once", code=Exit.COHORT)
     return rows
 
 

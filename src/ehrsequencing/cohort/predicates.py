@@ -31,10 +31,16 @@ def compile_predicate(predicate: Predicate, codes: Sequence[str], where: str, *,
     matched = matching_codes(predicate.code, codes)
     if must_occur and not matched:
         raise _occurs_nowhere(predicate.code, codes, where)
-    found = pl.col("code").is_in(matched)
+    found = pl.col("code").is_in(matched).fill_null(False)
     if predicate.value_min is None and predicate.value_max is None:
         return found
     return found & _in_range(predicate.value_min, predicate.value_max)
+
+
+def distinct_codes(events: pl.LazyFrame) -> list[str]:
+    """The codes that occur, sorted."""
+    codes = events.select(pl.col("code").unique()).collect(engine="streaming")
+    return codes["code"].drop_nulls().sort().to_list()
 
 
 def matching_codes(match: str | CodeMatch, codes: Sequence[str]) -> list[str]:

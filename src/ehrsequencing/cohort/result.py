@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ehrsequencing.cohort.attrition import aligned, for_people, suppress
 from ehrsequencing.cohort.labels import within_horizon, write_labels
 from ehrsequencing.config import HELD_OUT, TRAIN, TUNING, TaskConfig
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.files import staged
+from ehrsequencing.files import staged, write_json
 
 SCHEMA: dict[str, pl.DataType] = {
     "subject_id": pl.Int64(),
@@ -23,7 +24,7 @@ SCHEMA: dict[str, pl.DataType] = {
     "event": pl.Int8(),
     "split": pl.String(),
 }
-TABLE, ATTRITION, TASK = "cohort.parquet", "attrition.parquet", "task.json"
+TABLE, VISITS, ATTRITION, TASK = "cohort.parquet", "visits.parquet", "attrition.parquet", "task.json"
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,23 @@ class Cohort:
     """Who is asked about, from when, and what happened.
 
     Attributes:
-        table: ``subject_id, prediction_time, duration`` (days, > 0), ``event`` (0 censored, 1 outcome), ``split``; one
-            row a subject, sorted by subject_id.
-        attrition: ``rule, removed, remaining, why``, exact counts.
+        table: ``subject_id, prediction_time, duration`` (days, > 0), ``event`` (0 censored, 1 outcome, 2, … the
+            competing events in the task's order), ``split``; one row a subject and prediction_time, sorted by both.
+        attrition: ``rule, removed, remaining`` (subjects), ``why, rows_removed, rows``, exact counts.
         task: the question.
+        visits: with a prediction at every visit, every eligible visit in the same columns, prediction_time its last
+            event; ``table`` then holds the visits that are evaluated, one a subject.
     """
 
     table: pl.DataFrame
     attrition: pl.DataFrame
     task: TaskConfig
+    visits: pl.DataFrame | None = None
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """The names of events 1, 2, …"""
+        return self.task.causes
 
     @property
     def fingerprint(self) -> str:
@@ -51,17 +60,22 @@ class Cohort:
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 
-    def with_splits(self, split: np.ndarray) -> Cohort:
-        """The same cohort under other splits, one name a row of the table.
+    def with_splits(self, split: np.ndarray, visits: np.ndarray | None = None) -> Cohort:
+        """The same cohort under other splits, one name a row of the table and, where there are some, of the visits.
 
         Raises:
             EhrError: (COHORT) not one a row.
         """
-        if len(split) != self.table.height:
-            what = f"expected {self.table.height} splits, found {len(split)}"
+        table = self._with_split(self.table, split)
+        if self.visits is None:
+            return replace(self, table=table)
+        return replace(self, table=table, visits=self._with_split(self.visits, [] if visits is None else visits))
+
+    def _with_split(self, rows: pl.DataFrame, split: Sequence[str] | np.ndarray) -> pl.DataFrame:
+        if len(split) != rows.height:
+            what = f"expected {rows.height} splits, found {len(split)}"
             raise EhrError(what, self.task.name, "give one split a row of the cohort", code=Exit.COHORT)
-        column = pl.Series("split", split.tolist(), dtype=pl.String)
-        return replace(self, table=self.table.with_columns(column))
+        return rows.with_columns(pl.Series("split", list(map(str, split)), dtype=pl.String))
 
     def describe(self) -> str:
         """Attrition and events per split, as text for people; small cells are suppressed."""
@@ -70,7 +84,8 @@ class Cohort:
 
     def to_json(self) -> dict[str, Any]:
         """Fingerprint, attrition, and patients and outcomes (within the horizon) a split: exact, for programs."""
-        splits = {split: {"patients": n, "outcomes": events} for split, n, events in self._exact_counts()}
+        counts = self._exact_counts()
+        splits = {row.pop("split"): row for row in counts.to_dicts()}
         return {
             "task": self.task.name,
             "fingerprint": self.fingerprint,
@@ -78,15 +93,18 @@ class Cohort:
             "splits": splits,
         }
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, beside: Mapping[str, Any] | None = None) -> None:
         """Write ``cohort.parquet, attrition.parquet, attrition.csv`` (for people), ``task.json`` and, where the task
-        has a horizon, ``labels/<split>.parquet`` (MEDS). A cohort that lies there is replaced whole, at once.
+        has a horizon, ``labels/<split>.parquet`` (MEDS); with a prediction at every visit also
+        ``visits.parquet``; ``beside`` are further JSON files, by name. A cohort there is replaced whole, at once.
 
         Raises:
             EhrError: (ENVIRONMENT) the folder holds something else, or cannot be written.
         """
         with staged(folder, marker=TABLE) as draft:
             self._write_into(draft)
+            for name, content in (beside or {}).items():
+                write_json(draft / name, content)
 
     @classmethod
     def read(cls, folder: Path) -> Cohort:
@@ -101,15 +119,21 @@ class Cohort:
                 raise _not_a_cohort(f"{name} is missing", folder)
         try:
             table, attrition = pl.read_parquet(folder / TABLE), pl.read_parquet(folder / ATTRITION)
+            visits = pl.read_parquet(folder / VISITS) if (folder / VISITS).is_file() else None
             task = TaskConfig.model_validate_json((folder / TASK).read_text(encoding="utf-8"))
         except (OSError, ValueError, pl.exceptions.PolarsError) as error:
             raise _not_a_cohort(f"a file is damaged: {str(error).splitlines()[0]}", folder) from error
-        if dict(table.schema) != SCHEMA:
-            raise _not_a_cohort(f"unexpected columns in {TABLE}: {dict(table.schema)}", folder)
-        return cls(table, attrition, task)
+        for name, rows in ((TABLE, table), (VISITS, visits)):
+            if rows is not None and dict(rows.schema) != SCHEMA:
+                raise _not_a_cohort(f"unexpected columns in {name}: {dict(rows.schema)}", folder)
+        if (visits is None) != (task.predict_at == "index"):
+            raise _not_a_cohort(f"{VISITS} {'is missing' if visits is None else 'does not belong here'}", folder)
+        return cls(table, attrition, task, visits)
 
     def _write_into(self, folder: Path) -> None:
         self.table.write_parquet(folder / TABLE)
+        if self.visits is not None:
+            self.visits.write_parquet(folder / VISITS)
         self.attrition.write_parquet(folder / ATTRITION)
         for_people(self.attrition).write_csv(folder / "attrition.csv")
         (folder / TASK).write_text(self.task.model_dump_json(by_alias=True, indent=2), encoding="utf-8")
@@ -118,21 +142,29 @@ class Cohort:
                 labels = within_horizon(part, self.task.horizon_days)
                 write_labels(labels, folder / "labels" / f"{split}.parquet")
 
-    def _exact_counts(self) -> list[tuple[str, int, int]]:
-        """``split, patients, outcomes`` (within the horizon), usual splits first."""
-        happened = pl.col("event") == 1
-        if self.task.horizon_days is not None:
-            happened &= pl.col("duration") <= self.task.horizon_days
-        order = {TRAIN: 0, TUNING: 1, HELD_OUT: 2}
-        counts = self.table.group_by("split").agg(pl.len().alias("patients"), happened.sum().alias("outcomes"))
-        return sorted(counts.iter_rows(), key=lambda row: (order.get(row[0], 3), row[0]))
+    def _exact_counts(self) -> pl.DataFrame:
+        """``split, patients, outcomes`` and each competing event by name (within the horizon), usual splits first;
+        with several rows a patient also ``rows``, with a prediction at every visit ``visits``."""
+        seen = pl.lit(True) if self.task.horizon_days is None else pl.col("duration") <= self.task.horizon_days
+        names = ("outcomes", *self.causes[1:])
+        events = {name: ((pl.col("event") == code) & seen).sum() for code, name in enumerate(names, start=1)}
+        counts = self.table.group_by("split").agg(
+            patients=pl.col("subject_id").n_unique(), rows=pl.len(), **{k: v.cast(pl.Int64) for k, v in events.items()}
+        )
+        if counts["rows"].equals(counts["patients"]):
+            counts = counts.drop("rows")
+        if self.visits is not None:
+            visits = self.visits.group_by("split").agg(visits=pl.len())
+            counts = counts.join(visits, on="split", how="left", maintain_order="left")
+        order = pl.col("split").replace_strict({TRAIN: 0, TUNING: 1, HELD_OUT: 2}, default=3)
+        return counts.sort(order, "split")
 
     def _split_counts(self) -> pl.DataFrame:
         """The exact counts as text, the whole last."""
-        rows = self._exact_counts()
-        splits, patients, outcomes = zip(*rows, strict=True)
-        columns = {"patients": [*patients, sum(patients)], "outcomes": [*outcomes, sum(outcomes)]}
-        return pl.DataFrame({"split": [*splits, "all"], **{name: suppress(cells) for name, cells in columns.items()}})
+        exact = self._exact_counts()
+        columns = {name: exact[name].to_list() for name in exact.columns if name != "split"}
+        shown = {name: suppress([*cells, sum(cells)]) for name, cells in columns.items()}
+        return pl.DataFrame({"split": [*exact["split"], "all"], **shown})
 
     def _labels_said(self) -> str:
         horizon = self.task.horizon_days

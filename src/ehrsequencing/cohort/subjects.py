@@ -1,62 +1,112 @@
-"""Per-subject facts that the rules read, from streaming passes over the events; nothing else is ever collected."""
+"""Facts that the rules read, from streaming passes over the events: an aggregate a subject, moments, visits."""
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Mapping
+
 import polars as pl
 
-from ehrsequencing.cohort.cut import known, readable
-from ehrsequencing.config import InputConfig
 from ehrsequencing.events import BIRTH, DEATH
 
+ALWAYS = dt.datetime(1, 1, 1)
+"""The time that stands for "static": known at every prediction_time."""
+KEYS = ("subject_id", "prediction_time")
+VISIT = "_visit"
 
-def landmarks(events: pl.LazyFrame, index_event: pl.Expr | None) -> pl.DataFrame:
-    """``subject_id, birth, death, index_event`` (the first such times, null where there is none), ``last_record`` and
-    ``data_end`` (the last record of anybody), sorted by subject."""
+
+def landmarks(events: pl.LazyFrame, outcome: pl.Expr) -> pl.DataFrame:
+    """``subject_id, birth, death, last_record, first_outcome, data_end``, null where there is none, sorted by subject.
+
+    ``birth, death, first_outcome`` are the first such times (an outcome without a time is ``ALWAYS``), ``data_end`` the
+    last record of anybody.
+    """
     code, time = pl.col("code"), pl.col("time")
     columns = events.select(
         "subject_id",
         birth=pl.when(code == BIRTH).then(time),
         death=pl.when(code == DEATH).then(time),
+        first_outcome=pl.when(outcome).then(time.fill_null(ALWAYS)),
         last_record=time,
-        index_event=pl.when(pl.lit(False) if index_event is None else index_event).then(time),
     )
-    first = pl.col("birth", "death", "index_event").min()
+    first = pl.col("birth", "death", "first_outcome").min()
     facts = columns.group_by("subject_id").agg(first, pl.col("last_record").max())
     people = facts.collect(engine="streaming").sort("subject_id")
     return people.with_columns(data_end=pl.col("last_record").max())
 
 
-def at_prediction(
-    events: pl.LazyFrame, rows: pl.DataFrame, input: InputConfig, exclude: list[pl.Expr], outcome: pl.Expr | None
-) -> pl.DataFrame:
-    """What is known of each of ``rows`` (subject_id, prediction_time) at that time, and what came after it.
+def first_known(known: pl.LazyFrame, predicates: Mapping[str, pl.Expr]) -> pl.DataFrame:
+    """``subject_id`` and, under each name, when such a row first became known (``ALWAYS`` for a static one)."""
+    time = pl.col("time").fill_null(ALWAYS)
+    columns = known.select("subject_id", **{name: pl.when(hit).then(time) for name, hit in predicates.items()})
+    firsts = columns.group_by("subject_id").agg(pl.col(name).min() for name in predicates)
+    return firsts.collect(engine="streaming")
 
-    Returns:
-        ``subject_id, first_readable`` (of the dated events a model may read, birth and death apart), ``visits``
-        (calendar days with such an event), ``exclude_<i>`` (such a row is known), ``outcome_known`` and
-        ``outcome_time`` (the first outcome strictly after prediction_time).
+
+def moments(events: pl.LazyFrame, predicates: Mapping[str, pl.Expr]) -> dict[str, pl.DataFrame]:
+    """Under each name the distinct ``subject_id, time`` of the dated events it names, sorted by both."""
+    hits = events.filter(pl.col("time").is_not_null()).select("subject_id", "time", **predicates)
+    found = hits.filter(pl.any_horizontal(list(predicates))).collect(engine="streaming")
+    keys = ("subject_id", "time")
+    return {name: found.filter(name).select(keys).unique().sort(keys) for name in predicates}
+
+
+def visits(readable: pl.LazyFrame, visit_column: str | None) -> pl.DataFrame:
+    """``subject_id, first, last``: one row a visit, from the dated events a model may ever read (births, deaths apart).
+
+    A visit is a value of ``visit_column``, or a calendar day where that is absent or null.
     """
-    time = pl.col("time")
-    history = readable(input) & time.is_not_null() & ~pl.col("code").is_in([BIRTH, DEATH])
-    outcome = pl.lit(False) if outcome is None else outcome
-    excluded = {f"exclude_{i}": predicate & known() for i, predicate in enumerate(exclude)}
-    columns = events.join(rows.lazy().select("subject_id", "prediction_time"), on="subject_id").select(
-        "subject_id",
-        first_readable=pl.when(history).then(time),
-        visits=pl.when(history).then(time.dt.date()),
-        outcome_known=outcome & known(),
-        outcome_time=pl.when(outcome & (time > pl.col("prediction_time"))).then(time),
-        **excluded,
-    )
-    facts = columns.group_by("subject_id").agg(
-        pl.col("first_readable", "outcome_time").min(),
-        pl.col("visits").drop_nulls().n_unique(),
-        pl.col("outcome_known", *excluded).any(),
-    )
-    return facts.collect(engine="streaming")
+    spans = _dated(readable, visit_column).group_by("subject_id", VISIT)
+    found = spans.agg(first=pl.col("time").min(), last=pl.col("time").max()).collect(engine="streaming")
+    return found.select("subject_id", "first", "last").sort("subject_id", "first", "last")
 
 
-def distinct_codes(events: pl.LazyFrame) -> list[str]:
-    """The codes that occur, sorted."""
-    codes = events.select(pl.col("code").unique()).collect(engine="streaming")
-    return codes["code"].drop_nulls().sort().to_list()
+def in_sight(readable: pl.LazyFrame, visit_column: str | None, lookback_days: float) -> pl.DataFrame:
+    """``subject_id, first, last``: stretches of visits without a gap longer than the look-back.
+
+    At a time t the look-back shows something of a visit if t lies between ``first`` and ``last`` + look-back of one of
+    its stretches, and never in two of them.
+    """
+    keys = ("subject_id", VISIT)
+    times = _dated(readable, visit_column).unique().collect(engine="streaming").sort(*keys, "time")
+    gap = pl.col("time").diff().over(keys)
+    opens = (gap > dt.timedelta(days=lookback_days)).fill_null(True).cum_sum()
+    stretches = times.with_columns(_stretch=opens).group_by(*keys, "_stretch")
+    return stretches.agg(first=pl.col("time").min(), last=pl.col("time").max()).select("subject_id", "first", "last")
+
+
+def next_after(rows: pl.DataFrame, moments: pl.DataFrame) -> pl.Series:
+    """For each of ``rows``, in order, the first of its subject's moments strictly after prediction_time."""
+    return _as_of(rows, moments.with_columns(found="time"), "forward", strictly=True)
+
+
+def count_up_to(rows: pl.DataFrame, times: pl.DataFrame, *, strictly: bool = False) -> pl.Series:
+    """For each of ``rows``, in order, how many of its subject's ``time`` lie at or before prediction_time."""
+    ordered = times.sort("subject_id", "time").with_columns(found=pl.col("time").cum_count().over("subject_id"))
+    return _as_of(rows, ordered, "backward", strictly=strictly).fill_null(0)
+
+
+def _as_of(rows: pl.DataFrame, table: pl.DataFrame, strategy: str, *, strictly: bool) -> pl.Series:
+    """``found`` of the nearest row of ``table`` (subject_id, time, found) on one side of prediction_time."""
+    left = rows.select(KEYS).with_row_index("_row").sort("prediction_time")
+    right = table.select("subject_id", "time", "found").sort("time", maintain_order=True)
+    joined = left.join_asof(
+        right,
+        left_on="prediction_time",
+        right_on="time",
+        by="subject_id",
+        strategy=strategy,  # type: ignore[arg-type]
+        allow_exact_matches=not strictly,
+        check_sortedness=False,
+    )
+    return joined.sort("_row")["found"]
+
+
+def _dated(readable: pl.LazyFrame, visit_column: str | None) -> pl.LazyFrame:
+    """``subject_id, time, _visit`` of dated events, births and deaths apart."""
+    clinical = readable.filter(pl.col("time").is_not_null() & ~pl.col("code").is_in([BIRTH, DEATH]).fill_null(False))
+    day = pl.col("time").dt.date().cast(pl.String)
+    if visit_column is None:
+        return clinical.select("subject_id", "time", day.alias(VISIT))
+    own = pl.lit("visit ") + pl.col(visit_column).cast(pl.String)
+    return clinical.select("subject_id", "time", pl.coalesce(own, day).alias(VISIT))

@@ -18,8 +18,8 @@ from ehrsequencing.events.writing import write_parquet
 PRIVATE_NOTE = "subject_ids.parquet leads from subject_id back to the source's own identifiers. Do not share it.\n"
 
 
-def rank_hash(subject_ids: Int64[np.ndarray, " n"], seed: int, purpose: str) -> Float64[np.ndarray, " n"]:
-    """A uniform number in [0, 1) a subject: the first 53 bits of blake2b(purpose, seed, subject id).
+def rank_hash(subject_ids: Shaped[np.ndarray, " n"], seed: int, purpose: str) -> Float64[np.ndarray, " n"]:
+    """A uniform number in [0, 1) a subject (or group, by its name): the first 53 bits of blake2b(purpose, seed, id).
 
     It depends on nothing but its three arguments, so that adding a subject moves no other, and is the same on every
     machine and in every version.
@@ -34,7 +34,7 @@ def rank_hash(subject_ids: Int64[np.ndarray, " n"], seed: int, purpose: str) -> 
 
 
 def assign_splits(
-    subject_ids: Int64[np.ndarray, " n"], seed: int, fractions: Mapping[str, float] = SPLIT_FRACTIONS
+    subject_ids: Shaped[np.ndarray, " n"], seed: int, fractions: Mapping[str, float] = SPLIT_FRACTIONS
 ) -> Shaped[np.ndarray, " n"]:
     """The split of each subject, from its own hash only; ``fractions`` (name -> share) add up to 1.
 
@@ -53,7 +53,7 @@ def assign_splits(
     return np.array(list(fractions))[np.searchsorted(upper, rank_hash(subject_ids, seed, "splits"), side="right")]
 
 
-def assign_folds(subject_ids: Int64[np.ndarray, " n"], seed: int, folds: int) -> Int64[np.ndarray, " n"]:
+def assign_folds(subject_ids: Shaped[np.ndarray, " n"], seed: int, folds: int) -> Int64[np.ndarray, " n"]:
     """The fold, 0 to ``folds`` - 1, of each subject, from its own hash only (so of about equal sizes, not exactly)."""
     return np.floor(rank_hash(subject_ids, seed, "folds") * folds).astype(np.int64)
 

@@ -15,20 +15,24 @@ from jaxtyping import Int64
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.bundle import Encoder
 from ehrsequencing.cohort import Cohort, cut, whole_records
+from ehrsequencing.cohort.splits import periods, subject_splits, units
+from ehrsequencing.cohort.times import midnight
 from ehrsequencing.config import (
     HELD_OUT,
     SPLIT_FRACTIONS,
     TRAIN,
     TUNING,
+    CalendarConfig,
     DataConfig,
     FeaturesConfig,
     InputConfig,
+    SplitConfig,
     TaskConfig,
     TokensConfig,
     load_task,
 )
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.events import MedsDataset, assign_folds, assign_splits, rank_hash
+from ehrsequencing.events import MedsDataset, assign_folds, rank_hash
 from ehrsequencing.features import FeatureSpec, build_features
 from ehrsequencing.sources.omop import convert_omop
 from ehrsequencing.sources.synthea import convert_synthea
@@ -74,11 +78,12 @@ def limit_labelled(cohort: Cohort, labelled: int | None, seed: int) -> Cohort:
     """At most ``labelled`` subjects of train + tuning, drawn by hash; held-out subjects all stay."""
     if labelled is None:
         return cohort
-    learning = cohort.table.filter(pl.col("split") != HELD_OUT)
-    order = np.argsort(rank_hash(learning["subject_id"].to_numpy(), seed, "labelled"), kind="stable")
-    kept = learning["subject_id"].to_numpy()[order[:labelled]]
-    table = cohort.table.filter((pl.col("split") == HELD_OUT) | pl.col("subject_id").is_in(kept))
-    return replace(cohort, table=table)
+    rows = cohort.table if cohort.visits is None else cohort.visits
+    learning = rows.filter(pl.col("split") != HELD_OUT)["subject_id"].unique().sort().to_numpy()
+    order = np.argsort(rank_hash(learning, seed, "labelled"), kind="stable")
+    kept = (pl.col("split") == HELD_OUT) | pl.col("subject_id").is_in(learning[order[:labelled]])
+    visits = None if cohort.visits is None else cohort.visits.filter(kept)
+    return replace(cohort, table=cohort.table.filter(kept), visits=visits)
 
 
 @dataclass(frozen=True)
@@ -97,40 +102,65 @@ class Division:
         return self.subject_id[self.split == TRAIN]
 
 
-def divisions(dataset: MedsDataset, folds: int | None, seed: int) -> list[Division]:
-    """One division (the dataset's own splits, or made by hash), or one a fold with tuning inside the rest."""
+def divisions(
+    dataset: MedsDataset,
+    folds: int | None,
+    split: SplitConfig,
+    *,
+    task: TaskConfig | None = None,
+    cohort: Cohort | None = None,
+) -> list[Division]:
+    """One division (the dataset's own splits, made by hash, or by the calendar), or one a fold with tuning inside.
+
+    Groups of the task's ``split_by`` stay together. By the calendar a subject has the split of its rows in ``cohort``;
+    one without rows, the period in which its records begin.
+    """
     subjects = dataset.subject_ids()
+    split_by = None if task is None else task.split_by
+    if split.calendar is not None:
+        return [Division("", subjects, _by_calendar(dataset, subjects, split.calendar, cohort))]
     if folds is None:
-        return [Division("", subjects, _splits(dataset, subjects, seed))]
-    fold = assign_folds(subjects, seed, folds)
+        return [Division("", subjects, subject_splits(dataset, subjects, split.seed, split_by))]
+    hashed = units(dataset, subjects, split_by)
+    fold = assign_folds(hashed, split.seed, folds)
     parts = []
     for k in range(folds):
-        tunes = rank_hash(subjects, seed, f"tuning-{k}") < INNER_TUNING
-        split = np.where(fold == k, HELD_OUT, np.where(tunes, TUNING, TRAIN))
-        parts.append(Division(f"-fold{k}", subjects, split))
+        tunes = rank_hash(hashed, split.seed, f"tuning-{k}") < INNER_TUNING
+        parts.append(Division(f"-fold{k}", subjects, np.where(fold == k, HELD_OUT, np.where(tunes, TUNING, TRAIN))))
     return parts
 
 
-def _splits(dataset: MedsDataset, subjects: Int64[np.ndarray, " n"], seed: int) -> np.ndarray:
-    own = dataset.splits()
-    if own is None:
-        return assign_splits(subjects, seed)
-    named = pl.DataFrame({"subject_id": subjects}).join(own, on="subject_id", how="left", maintain_order="left")
-    return named["split"].fill_null("").to_numpy()
+def _by_calendar(
+    dataset: MedsDataset, subjects: Int64[np.ndarray, " n"], calendar: CalendarConfig, cohort: Cohort | None
+) -> np.ndarray:
+    begin = dataset.scan().group_by("subject_id").agg(pl.col("time").min()).collect(engine="streaming")
+    found = begin.drop_nulls().with_columns(split=periods(begin.drop_nulls()["time"], calendar))
+    named = pl.DataFrame({"subject_id": subjects}).join(found, on="subject_id", how="left", maintain_order="left")
+    if cohort is not None:
+        rows = cohort.table if cohort.visits is None else cohort.visits
+        own = rows.select("subject_id", own="split").unique("subject_id")
+        named = named.join(own, on="subject_id", how="left", maintain_order="left")
+        named = named.with_columns(split=pl.coalesce("own", "split"))
+    return named["split"].fill_null(HELD_OUT).to_numpy().astype(np.str_)
 
 
 def pretraining_records(
     dataset: MedsDataset,
     subjects: Int64[np.ndarray, " n"],
-    input: InputConfig,
+    task: TaskConfig | InputConfig,
     config: TokensConfig,
     attention: str = "bidirectional",
+    *,
+    calendar: CalendarConfig | None = None,
 ) -> tuple[Tokenizer, TokenStore]:
-    """Tokenizer and whole records of training subjects, under the task's own input rules.
+    """Tokenizer and whole records of training subjects, under the task's own input rules; with a calendar split, up to
+    the end of its training period.
 
     Under the block-causal mask records come as windows from their start, as they do for predictions at every visit.
     """
-    history = whole_records(dataset.scan(), subjects, input).collect(engine="streaming")
+    before = None if calendar is None else midnight(calendar.tuning, "split.calendar.tuning")
+    records = whole_records(dataset.scan(), subjects, task, visit_column=config.visit_column, before=before)
+    history = records.collect(engine="streaming")
     rows = history.select("subject_id", "prediction_time").unique().sort("subject_id")
     tokenizer = Tokenizer.fit(history, config)
     if attention == "block_causal":
@@ -181,7 +211,8 @@ def prepare(
     duration, event = train["duration"].to_numpy(), train["event"].to_numpy()
     tau = choose_tau(duration, event, cohort.task.horizon_days) if tau is None else tau
     grid = TimeGrid.fit(duration, event, tau)
-    history = cut(dataset.scan(), table, cohort.task).collect(engine="streaming")
+    history = cut(dataset.scan(), table, cohort.task, visit_column=tokenizer.config.visit_column)
+    history = history.collect(engine="streaming")
     spec = FeatureSpec.fit(history, train, config)
     shorter, seen = truncate(table["duration"].to_numpy(), table["event"].to_numpy(), tau)
     data = SurvivalData(

@@ -33,10 +33,16 @@ def estimate(
 ) -> str:
     """What would be fitted, and at most how many minutes that takes here (early stopping usually ends sooner)."""
     tokenizer, records = pretraining_records(
-        dataset, parts[0].train_subjects(), task.input, study.tokens, study.model.attention
+        dataset,
+        parts[0].train_subjects(),
+        task,
+        study.tokens,
+        study.model.attention,
+        calendar=study.split.calendar,
     )
     rows = cohorts[0].table
-    store = tokenize(cut(dataset.scan(), rows, task).collect(engine="streaming"), rows, tokenizer)
+    history = cut(dataset.scan(), rows, task, visit_column=study.tokens.visit_column)
+    store = tokenize(history.collect(engine="streaming"), rows, tokenizer)
     learning = int(store.lengths[(rows["split"] == TRAIN).to_numpy()].sum())
     pace = tokens_per_second(store, study, tokenizer.vocab_size, tokenizer.value_codes)
     pretraining = PRETRAINING_FACTOR * int(records.offsets[-1]) * study.pretrain.epochs

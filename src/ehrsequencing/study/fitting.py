@@ -79,7 +79,12 @@ def fit_division(work: Workplace, division: Division, cohort: Cohort, tau: float
 def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
     """An encoder pretrained on the division's training subjects, kept under ``encoder<tag>/``."""
     tokenizer, store = pretraining_records(
-        work.dataset, division.train_subjects(), work.task.input, work.study.tokens, work.study.model.attention
+        work.dataset,
+        division.train_subjects(),
+        work.task,
+        work.study.tokens,
+        work.study.model.attention,
+        calendar=work.study.split.calendar,
     )
     result = pretrain(
         store, tokenizer, work.study.pretrain, work.study.model, seed=work.study.seeds[0], progress=work.progress

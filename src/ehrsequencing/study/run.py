@@ -58,7 +58,9 @@ class Scene:
 
     def cohort_of(self, part: Division) -> Cohort:
         """The cohort under the splits of one division."""
-        return self.cohort.with_splits(part.of(self.cohort.table["subject_id"].to_numpy()))
+        table, visits = self.cohort.table, self.cohort.visits
+        split = part.of(table["subject_id"].to_numpy())
+        return self.cohort.with_splits(split, None if visits is None else part.of(visits["subject_id"].to_numpy()))
 
 
 def run_study(path: Path, out: Path, *, progress: Progress = silent, say: Say = lambda text: None) -> str:
@@ -118,10 +120,16 @@ def set_scene(study: StudyConfig, data_folder: Path, beside: Path, say: Say) -> 
     dataset, origin = open_data(study.data, data_folder)
     say(origin)
     task = task_of(study.task, dataset, beside)
-    cohort = build_cohort(dataset, task, split_seed=study.split.seed)
+    cohort = build_cohort(
+        dataset,
+        task,
+        split_seed=study.split.seed,
+        calendar=study.split.calendar,
+        visit_column=study.tokens.visit_column,
+    )
     cohort = limit_labelled(cohort, study.labelled, study.split.seed)
     say(cohort.describe())
-    parts = divisions(dataset, study.folds, study.split.seed)
+    parts = divisions(dataset, study.folds, study.split, task=task, cohort=cohort)
     if study.folds is None:
         refuse_empty_splits(cohort)
     elif dataset.splits() is not None:

@@ -14,6 +14,7 @@ import polars as pl
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.bundle import ENCODER_MARKER, MARKER, Encoder
 from ehrsequencing.cohort import Cohort, build_cohort
+from ehrsequencing.cohort.result import TABLE as COHORT_MARKER
 from ehrsequencing.config import (
     HELD_OUT,
     TRAIN,
@@ -22,6 +23,8 @@ from ehrsequencing.config import (
     InputConfig,
     ModelConfig,
     PretrainConfig,
+    SplitConfig,
+    TaskConfig,
     TokensConfig,
     load_task,
     parse,
@@ -29,7 +32,7 @@ from ehrsequencing.config import (
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Interval, evaluate
 from ehrsequencing.events import MedsDataset
-from ehrsequencing.files import refuse_unwritable, write_json
+from ehrsequencing.files import refuse_unwritable
 from ehrsequencing.inference import to_predictions
 from ehrsequencing.models.strategies import find_strategy
 from ehrsequencing.models.wide import fit_wide
@@ -46,12 +49,24 @@ from ehrsequencing.training.recipes import choose_recipe
 Say = Callable[[str], None]
 
 
-def write_cohort(meds: Path, task: Path, out: Path, *, split_seed: int = 0) -> Cohort:
+def write_cohort(
+    meds: Path,
+    task: Path,
+    out: Path,
+    *,
+    split: SplitConfig = SplitConfig(),
+    visit_column: str | None = None,
+) -> Cohort:
     """``ehrseq cohort``: the cohort with the time grid of its training split."""
-    cohort = build_cohort(MedsDataset.open(meds), load_task(task), split_seed=split_seed)
-    grid = _grid(cohort)
-    cohort.write(out)
-    write_json(Path(out) / "grid.json", grid.to_json())
+    refuse_unwritable(Path(out), COHORT_MARKER)
+    cohort = build_cohort(
+        MedsDataset.open(meds),
+        load_task(task),
+        split_seed=split.seed,
+        calendar=split.calendar,
+        visit_column=visit_column,
+    )
+    cohort.write(out, beside={"grid.json": _grid(cohort).to_json()})
     return cohort
 
 
@@ -69,7 +84,7 @@ def write_encoder(
     epochs: int | None = None,
     size: str = "small",
     attention: str = "bidirectional",
-    split_seed: int = 0,
+    split: SplitConfig = SplitConfig(),
     seed: int = 0,
     progress: Progress = silent,
 ) -> str:
@@ -79,8 +94,8 @@ def write_encoder(
         MedsDataset.open(meds),
         PretrainConfig() if epochs is None else PretrainConfig(epochs=epochs),
         model=parse(ModelConfig, {"size": size, "attention": attention}, "--size, --attention"),
-        input=InputConfig() if task is None else load_task(task).input,
-        split_seed=split_seed,
+        input=InputConfig() if task is None else load_task(task),
+        split=split,
         seed=seed,
         progress=progress,
     )
@@ -99,16 +114,24 @@ def pretrain(
     *,
     model: ModelConfig = ModelConfig(),
     tokens: TokensConfig = TokensConfig(),
-    input: InputConfig = InputConfig(),
-    split_seed: int = 0,
+    input: TaskConfig | InputConfig = InputConfig(),
+    split: SplitConfig = SplitConfig(),
     seed: int = 0,
     progress: Progress = silent,
 ) -> Encoder:
-    """An encoder pretrained on the training subjects' whole records, under a task's ``input`` rules."""
-    subjects = divisions(dataset, None, split_seed)[0].train_subjects()
-    tokenizer, store = pretraining_records(dataset, subjects, input, tokens, model.attention)
+    """An encoder pretrained on the training subjects' whole records, under a task's ``input`` and ``delay`` rules.
+
+    By the calendar, training subjects are those with rows of the task in the training period (without a task, those
+    whose records begin in it), and their records end with it.
+    """
+    task = input if isinstance(input, TaskConfig) else None
+    cohort = None
+    if task is not None and split.calendar is not None:
+        cohort = build_cohort(dataset, task, calendar=split.calendar, visit_column=tokens.visit_column)
+    subjects = divisions(dataset, None, split, task=task, cohort=cohort)[0].train_subjects()
+    tokenizer, store = pretraining_records(dataset, subjects, input, tokens, model.attention, calendar=split.calendar)
     result = run_pretraining(store, tokenizer, config, model, seed=seed, progress=progress)
-    record = {**result.record, "split_seed": split_seed}
+    record = {**result.record, "split": split.model_dump(mode="json")}
     return Encoder(result.model, tokenizer, record, np.sort(Encoder.hashes(store.subject_id)))
 
 
@@ -136,7 +159,7 @@ def write_bundle(
     strategy: str = "auto",
     budget: BudgetConfig = BudgetConfig(),
     labelled: int | None = None,
-    split_seed: int = 0,
+    split: SplitConfig = SplitConfig(),
     seed: int = 0,
     progress: Progress = silent,
     say: Say = lambda text: None,
@@ -147,7 +170,14 @@ def write_bundle(
     refuse_unwritable(Path(out), MARKER)
     dataset, pretrained = MedsDataset.open(meds), Encoder.load(encoder)
     config = load_task(task)
-    cohort = limit_labelled(build_cohort(dataset, config, split_seed=split_seed), labelled, split_seed)
+    cohort = build_cohort(
+        dataset,
+        config,
+        split_seed=split.seed,
+        calendar=split.calendar,
+        visit_column=pretrained.tokenizer.config.visit_column,
+    )
+    cohort = limit_labelled(cohort, labelled, split.seed)
     say(cohort.describe())
     refuse_empty_splits(cohort)
     prepared = prepare(dataset, cohort, pretrained)
@@ -166,7 +196,7 @@ def write_bundle(
     else:
         fitted, sentences = fit(strategy), (f"{strategy} was asked for.",)
     wide = fit_wide(data)
-    facts = {"seed": seed, "split_seed": split_seed, "recipe": recipe.name, "choice": list(sentences)}
+    facts = {"seed": seed, "split": split.model_dump(mode="json"), "recipe": recipe.name, "choice": list(sentences)}
     bundle = make_bundle(prepared, config, fitted, wide, facts)
     bundle.save(out)
     rows = ", ".join(f"{name} (α {row.alpha:g})" for name, row in bundle.rows.items())

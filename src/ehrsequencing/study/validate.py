@@ -77,11 +77,12 @@ def validate(
     changed = refuse_other_question(loaded, asked, str(task))
     tau = _tau(loaded, asked, str(task))
     progress(Tick("cohort", 0, 4, "who is asked about"))
-    cohort = build_cohort(dataset, asked, split_seed=split_seed)
+    visit_column = loaded.tokenizer.config.visit_column
+    cohort = build_cohort(dataset, asked, split_seed=split_seed, visit_column=visit_column)
     judged = _judged(cohort, loaded, split, str(meds))
     progress(Tick("predict", 1, 4, "reading records"))
     name, logits = row_logits(loaded, dataset, judged, row, asked)
-    history = cut(dataset.scan(), judged, asked).collect(engine="streaming")
+    history = cut(dataset.scan(), judged, asked, visit_column=visit_column).collect(engine="streaming")
     mixes = {
         "development": _development(loaded, development),
         "validation": describe_casemix(history, judged, loaded.tokenizer, tau, asked.causes),
@@ -174,8 +175,9 @@ def _development(bundle: Bundle, development: Path | None) -> dict[str, Any] | N
         kept = bundle.facts.get("casemix")
         return dict(kept) if kept else None
     dataset = MedsDataset.open(development)
-    rows = build_cohort(dataset, bundle.task).table
-    history = cut(dataset.scan(), rows, bundle.task).collect(engine="streaming")
+    visit_column = bundle.tokenizer.config.visit_column
+    rows = build_cohort(dataset, bundle.task, visit_column=visit_column).table
+    history = cut(dataset.scan(), rows, bundle.task, visit_column=visit_column).collect(engine="streaming")
     return describe_casemix(history, rows, bundle.tokenizer, bundle.grid.tau, bundle.task.causes)
 
 
