@@ -181,6 +181,7 @@ def test_cox_penalty_is_the_best_on_tuning():
 def test_the_table_is_complete_and_every_entry_says_why():
     assert list(BASELINES) == [
         "kaplan-meier",
+        "aalen-johansen",
         "age-sex",
         "cox",
         "boosting",
@@ -200,7 +201,7 @@ def test_curves_and_risks_of_every_row_are_sound(name, data, fits):
     assert np.isfinite(fit.risk).all()
     assert fit.seconds > 0
     assert fit.n_parameters > 0
-    if name != "kaplan-meier":
+    if name not in {"kaplan-meier", "aalen-johansen"}:
         assert np.array_equal(np.argsort(fit.risk), np.argsort(-restricted_mean(fit.survival, data.grid.curve_times())))
         assert -data.grid.tau <= fit.risk.min() <= fit.risk.max() < 0
 

@@ -68,7 +68,7 @@ class Breslow:
         """From the training rows and their log relative hazards; a constant in η cancels from the curves."""
         times, group = np.unique(duration, return_inverse=True)
         events = np.bincount(group, weights=event > 0, minlength=len(times))
-        hazard = np.bincount(group, weights=np.exp(np.minimum(eta, _LARGEST_LOG)), minlength=len(times))
+        hazard = np.bincount(group, weights=relative_hazard(eta), minlength=len(times))
         steps = events > 0
         at_risk = np.cumsum(hazard[::-1])[::-1]
         return cls(times[steps], np.cumsum(events[steps] / at_risk[steps]))
@@ -76,7 +76,12 @@ class Breslow:
     def survival(self, eta: Float64[np.ndarray, " n"], times: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, "n m"]:
         """S(t | η) = exp(−H₀(t)·e^η)."""
         baseline = np.concatenate([[0.0], self.cumulative])[np.searchsorted(self.times, times, side="right")]
-        return np.exp(-np.exp(np.minimum(eta, _LARGEST_LOG))[:, None] * baseline)
+        return np.exp(-relative_hazard(eta)[:, None] * baseline)
+
+
+def relative_hazard(eta: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """e^η, kept within float64."""
+    return np.exp(np.minimum(eta, _LARGEST_LOG))
 
 
 def restricted_mean(

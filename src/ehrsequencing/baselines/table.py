@@ -12,51 +12,35 @@ from types import MappingProxyType
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 
 from ehrsequencing.baselines.cox import Outcome, RidgeCox, fit_cox, fit_cox_along
+from ehrsequencing.baselines.fitted import (
+    Fitted,
+    Relative,
+    by_cause,
+    from_logits,
+    from_relative,
+    from_survival,
+    outcome_of,
+)
 from ehrsequencing.baselines.logistic import PersonPeriods, fit_logistic
-from ehrsequencing.baselines.proportional import Breslow, restricted_mean
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.config import TRAIN, TUNING
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.ridge import Standardiser
-from ehrsequencing.models.wide import RidgeHazard, fit_wide
-from ehrsequencing.nonparametric import KaplanMeier
+from ehrsequencing.models.wide import fit_wide
+from ehrsequencing.nonparametric import AalenJohansen, KaplanMeier
 
 MAX_COX_COLUMNS = 256
 LIGHT_PENALTIES = (1.0, 1e-2, 1e-4)
 """Of age and sex: the last is used (it weighs as much as an event in 10,000 patients), the others lead up to it."""
+NO_EVENT = "no event of {} among the training rows: it gets no hazard"
 FOREST = "random-survival-forest"
 _AGE = "age"
 _SEX = re.compile(r"(static|count):([A-Z]+//)?(SEX|GENDER)([^A-Z]|$)", re.IGNORECASE)
 _LEFT_OUT = ("mean:", "trend:")
 """Cox and boosting read counts, recency and last values; means and slopes are the wide model's."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A simple model's predictions for all N rows of the data, in their order.
-
-    Attributes:
-        risk: −RMST(τ) of the row's own curve, in days, higher = sooner; a constant 0 for Kaplan–Meier.
-        survival: S at ``grid.curve_times()``.
-        seconds: fitting and predicting.
-        n_parameters: fitted numbers: coefficients not 0 (and intercepts), steps of a curve, leaves.
-        coefficients: ``name, coefficient`` per standard deviation of the column, largest first; of linear models.
-        notes: what had to be decided otherwise than planned.
-        logits: hazard logits of models that live on the grid: recalibration starts from them.
-        model: the fitted hazard itself, of ``wide`` only: blends and bundles need it.
-    """
-
-    risk: Float64[np.ndarray, " N"]
-    survival: Float64[np.ndarray, "N points"]
-    n_parameters: int
-    coefficients: pl.DataFrame | None = None
-    notes: tuple[str, ...] = ()
-    logits: Float64[np.ndarray, "N K"] | None = None
-    model: RidgeHazard | None = None
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,77 +68,110 @@ class Baseline:
 
 
 def kaplan_meier(data: SurvivalData, seed: int) -> Fitted:
-    """One curve for everybody."""
-    outcome = _outcome(data, TRAIN)
-    curve = KaplanMeier.fit(*outcome)
+    """One curve for everybody; refused (exit 10) where events compete: 1 − Kaplan–Meier overstates each of them."""
+    if data.n_causes > 1:
+        raise EhrError(
+            "kaplan-meier overstates the outcome's probability where other events compete with it",
+            "baselines",
+            "name aalen-johansen instead",
+            code=Exit.CONFIG,
+        )
+    curve = KaplanMeier.fit(*outcome_of(data, TRAIN))
     survival = np.tile(curve.at(data.grid.curve_times()), (len(data), 1))
     return Fitted(np.zeros(len(data)), survival, len(curve.times))
 
 
+def aalen_johansen(data: SurvivalData, seed: int) -> Fitted:
+    """The average cumulative incidences for everybody; of a single cause, Kaplan–Meier."""
+    targets = data.targets(data.index(TRAIN))
+    curve = AalenJohansen.fit(targets.duration.numpy(), targets.event.numpy(), data.n_causes)
+    one = curve.at(data.grid.curve_times())  # [points, R]
+    cif = np.tile(one, (len(data), 1, 1)) if data.n_causes > 1 else None
+    survival = np.tile(np.maximum(1.0 - one.sum(axis=1), 0.0), (len(data), 1))
+    return Fitted(np.zeros(len(data)), survival, len(curve.times), cif=cif)
+
+
 def age_sex(data: SurvivalData, seed: int) -> Fitted:
-    """Cox regression on age, age squared and sex, all but unpenalised."""
+    """Cox regression on age, age squared and sex, all but unpenalised; a hazard of its own for each cause."""
     names = data.features.names
     sex = [column for column, name in enumerate(names) if _SEX.match(name)]
     age = data.features.values[:, [names.index(_AGE)]].astype(np.float64)
     centre = age[data.index(TRAIN)].mean()
     x = np.concatenate([age, (age - centre) ** 2, data.features.values[:, sex]], axis=1)
-    fit = fit_cox_along(x[data.index(TRAIN)], _outcome(data, TRAIN), LIGHT_PENALTIES)
-    fitted = _from_cox(data, x, [_AGE, "age squared", *(names[column] for column in sex)], fit)
+    known = [_AGE, "age squared", *(names[column] for column in sex)]
+
+    def fit(train: Outcome, tuning: Outcome) -> Relative:
+        return _relative(x, known, fit_cox_along(x[data.index(TRAIN)], train, LIGHT_PENALTIES))
+
+    fitted = _each_cause(data, fit)
     return fitted if sex else replace(fitted, notes=(*fitted.notes, "no sex code found: age only"))
 
 
 def cox(data: SurvivalData, seed: int) -> Fitted:
-    """Ridge Cox regression on counts, recency and last values of the most widespread codes."""
+    """Ridge Cox regression on counts, recency and last values of the most widespread codes; for each cause its own."""
     columns = cox_columns(data)
-    x = data.features.values[:, columns]
-    rows = x[data.index(TRAIN)], _outcome(data, TRAIN), x[data.index(TUNING)], _outcome(data, TUNING)
-    return _from_cox(data, x, [data.features.names[column] for column in columns], fit_cox(*rows))
+    x, names = data.features.values[:, columns], [data.features.names[column] for column in columns]
+    train_x, tuning_x = x[data.index(TRAIN)], x[data.index(TUNING)]
+    return _each_cause(data, lambda train, tuning: _relative(x, names, fit_cox(train_x, train, tuning_x, tuning)))
 
 
 def boosting(data: SurvivalData, seed: int) -> Fitted:
-    """Gradient-boosted trees on all counts, recencies and last values."""
+    """Gradient-boosted trees on all counts, recencies and last values; for each cause its own."""
     from ehrsequencing.baselines.boosting import fit_boosting  # xgboost takes a second to import
 
     x = data.features.values[:, _plain_columns(data)]
-    train, tuning = data.index(TRAIN), data.index(TUNING)
-    fit = fit_boosting(x[train], _outcome(data, TRAIN), x[tuning], _outcome(data, TUNING), seed)
-    return _proportional(data, fit.linear_predictor(x), fit.n_leaves, notes=fit.notes)
+    train_x, tuning_x = x[data.index(TRAIN)], x[data.index(TUNING)]
+
+    def fit(train: Outcome, tuning: Outcome) -> Relative:
+        boosted = fit_boosting(train_x, train, tuning_x, tuning, seed)
+        return Relative(boosted.linear_predictor(x), boosted.n_leaves, notes=boosted.notes)
+
+    return _each_cause(data, fit)
 
 
 def wide(data: SurvivalData, seed: int) -> Fitted:
     """The wide companion by itself."""
     fit = fit_wide(data)
     fitted = from_logits(data, fit.logits(data.features.values), fit.n_parameters, fit.notes)
-    return replace(fitted, coefficients=_coefficients(data.features.names, fit.weight), model=fit)
+    return replace(fitted, coefficients=_tables(data, data.features.names, fit.weight), model=fit)
 
 
 def logistic(data: SurvivalData, seed: int) -> Fitted:
-    """Discrete-time logistic regression on Cox's columns."""
+    """Discrete-time logistic regression on Cox's columns; with competing risks multinomial."""
     columns = cox_columns(data)
-    x = data.features.values[:, columns]
-    fit = fit_logistic(_periods(data, x, TRAIN), _periods(data, x, TUNING))
-    names = [data.features.names[column] for column in columns]
+    x, names = data.features.values[:, columns], [data.features.names[column] for column in columns]
+    fit = fit_logistic(_periods(data, x, TRAIN), _periods(data, x, TUNING), data.n_causes)
     fitted = from_logits(data, fit.logits(x), fit.n_parameters, fit.notes)
-    return replace(fitted, coefficients=_coefficients(names, fit.weight[:, 0]))
+    return replace(fitted, coefficients=_tables(data, names, fit.weight))
 
 
 def random_survival_forest(data: SurvivalData, seed: int) -> Fitted:
-    """A random survival forest on Cox's columns; its own curves."""
+    """A random survival forest on Cox's columns; for each cause its own."""
     from ehrsequencing.baselines.forest import fit_forest  # scikit-learn takes a second to import
 
     BASELINES[FOREST].refuse_missing("baselines")
     x, times = data.features.values[:, cox_columns(data)], data.grid.curve_times()
-    fit = fit_forest(x[data.index(TRAIN)], _outcome(data, TRAIN), times, seed)
-    survival = fit.survival(x, times)
-    return Fitted(-restricted_mean(survival, times), survival, fit.n_leaves)
+    curves, leaves, notes = [], 0, []
+    for cause, name in enumerate(data.causes, start=1):
+        train = outcome_of(data, TRAIN, cause)
+        if not train.event.any():
+            curves.append(np.ones((len(data), len(times))))
+            notes.append(NO_EVENT.format(name))
+            continue
+        fit = fit_forest(x[data.index(TRAIN)], train, times, seed)
+        curves.append(fit.survival(x, times))
+        leaves += fit.n_leaves
+    return from_survival(data, curves, leaves, tuple(notes))
 
 
-def from_logits(
-    data: SurvivalData, logits: Float64[np.ndarray, "N K"], n_parameters: int, notes: tuple[str, ...] = ()
-) -> Fitted:
-    """The predictions of a model that gives hazard logits on the grid."""
-    survival = data.grid.survival(logits, data.grid.curve_times())
-    return Fitted(data.grid.risk(logits), survival, n_parameters, notes=notes, logits=logits)
+def _each_cause(data: SurvivalData, fit: Callable[[Outcome, Outcome], Relative]) -> Fitted:
+    """A cause-specific hazard of each cause by ``fit`` (training and tuning outcome), put together."""
+    parts = []
+    for cause in range(1, data.n_causes + 1):
+        train = outcome_of(data, TRAIN, cause)
+        never = Relative(np.zeros(len(data)), 0, notes=(NO_EVENT.format("it"),))
+        parts.append(fit(train, outcome_of(data, TUNING, cause)) if train.event.any() else never)
+    return from_relative(data, parts)
 
 
 def cox_columns(data: SurvivalData) -> Int64[np.ndarray, " p"]:
@@ -182,27 +199,15 @@ def _periods(data: SurvivalData, x: np.ndarray, split: str) -> PersonPeriods:
     return PersonPeriods.of(x[rows], data.grid.exposure(bins, fraction), bins, targets.event.numpy())
 
 
-def _outcome(data: SurvivalData, split: str) -> Outcome:
-    targets = data.targets(data.index(split))
-    return Outcome(targets.duration.numpy(), targets.event.numpy())
+def _relative(x: np.ndarray, names: Sequence[str], fit: RidgeCox) -> Relative:
+    coefficients = _coefficients(names, fit.weight)
+    return Relative(fit.linear_predictor(x), coefficients.height, coefficients, fit.notes)
 
 
-def _from_cox(data: SurvivalData, x: np.ndarray, names: Sequence[str], fit: RidgeCox) -> Fitted:
-    eta, n_parameters = fit.linear_predictor(x), int(np.count_nonzero(fit.weight))
-    return _proportional(data, eta, n_parameters, _coefficients(names, fit.weight), fit.notes)
-
-
-def _proportional(
-    data: SurvivalData,
-    eta: np.ndarray,
-    n_parameters: int,
-    coefficients: pl.DataFrame | None = None,
-    notes: tuple[str, ...] = (),
-) -> Fitted:
-    """Curves of log relative hazards, by Breslow on the training rows."""
-    times = data.grid.curve_times()
-    survival = Breslow.fit(*_outcome(data, TRAIN), eta[data.index(TRAIN)]).survival(eta, times)
-    return Fitted(-restricted_mean(survival, times), survival, n_parameters, coefficients, notes)
+def _tables(data: SurvivalData, names: Sequence[str], weight: Float64[np.ndarray, p * R]) -> pl.DataFrame:
+    """Coefficients of one cause, or of each."""
+    columns = weight.reshape(len(weight), -1).T
+    return by_cause(data, [_coefficients(names, column) for column in columns])
 
 
 def _coefficients(names: Sequence[str], weight: np.ndarray) -> pl.DataFrame:
@@ -224,6 +229,7 @@ def timed(fit: Callable[[SurvivalData, int], Fitted]) -> Callable[[SurvivalData,
 
 _ALL = (
     Baseline("kaplan-meier", "everybody gets the average curve: what any model must beat", timed(kaplan_meier)),
+    Baseline("aalen-johansen", "everybody gets the average incidence of each competing cause", timed(aalen_johansen)),
     Baseline("age-sex", "Cox on age (linear and squared) and sex: what is known without a record", timed(age_sex)),
     Baseline("cox", "ridge Cox on counts, recency and last values: the statistician's usual model", timed(cox)),
     Baseline("boosting", "boosted trees on the same columns: interactions without a sequence", timed(boosting), True),

@@ -90,7 +90,8 @@ class VisitLSTM(nn.Module):
         self.norm, self.dropout = nn.LayerNorm(E), nn.Dropout(config.dropout)
         self.lstm = nn.LSTM(E + _TIME_FEATURES, H)
         with torch.no_grad():
-            self.lstm.bias_hh_l0[H : 2 * H] = 1.0  # a forget gate that starts open (Jozefowicz et al. 2015)
+            # a forget gate that starts open (Jozefowicz et al. 2015)
+            dict(self.lstm.named_parameters())["bias_hh_l0"][H : 2 * H].fill_(1.0)
         self.hazard_head = HazardHead(config)
 
     def forward(self, batch: VisitBatch) -> Float[Tensor, "B 1 K"]:

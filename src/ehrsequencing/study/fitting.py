@@ -186,7 +186,7 @@ def _simple_models(work: Workplace, prepared: Prepared, wide_fit: Fitted) -> Ite
 def _calibrated(
     data: SurvivalData, at: Int64[np.ndarray, " m"], name: str, fitted: Fitted
 ) -> tuple[Predictions, tuple[str, ...]]:
-    """A simple model's held-out predictions, recalibrated on tuning as strategies are; Kaplan–Meier stays itself."""
+    """A simple model's held-out predictions, recalibrated on tuning as strategies are; one curve for all stays."""
     raw = Predictions(
         subject_id=data.rows["subject_id"].to_numpy()[at],
         prediction_time=data.rows["prediction_time"].to_numpy()[at],
@@ -195,10 +195,12 @@ def _calibrated(
         survival=fitted.survival[at],
         cohort_fingerprint=data.cohort_fingerprint,
         model=name,
+        cif={} if fitted.cif is None else {cause: fitted.cif[at, :, r] for r, cause in enumerate(data.causes)},
     )
     if np.ptp(fitted.risk) == 0:
         return raw, ()
-    logits = data.grid.logits_of(fitted.survival) if fitted.logits is None else fitted.logits
+    curves = fitted.survival if fitted.cif is None else fitted.cif
+    logits = data.grid.logits_of(curves) if fitted.logits is None else fitted.logits
     row = calibrated_row(data, 0.0, logits, logits)
     if row.unchanged:
         return raw, ()

@@ -32,7 +32,7 @@ from ehrsequencing.study.data import (
 )
 from ehrsequencing.study.estimate import estimate
 from ehrsequencing.study.fitting import Scored, Workplace, fit_division
-from ehrsequencing.study.simple import check_names
+from ehrsequencing.study.simple import check_names, for_causes
 from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.training.loop import Progress, silent
 from ehrsequencing.training.recipes import Choice, Recipe, choose_recipe
@@ -130,6 +130,10 @@ def set_scene(study: StudyConfig, data_folder: Path, beside: Path, say: Say) -> 
     cohort = limit_labelled(cohort, study.labelled, study.split.seed)
     say(cohort.describe())
     parts = divisions(dataset, study.folds, study.split, task=task, cohort=cohort)
+    baselines, changed = for_causes(study.baselines, len(task.causes))
+    if changed:
+        say(changed)
+    study = study.model_copy(update={"baselines": baselines})
     if study.folds is None:
         refuse_empty_splits(cohort)
     elif dataset.splits() is not None:

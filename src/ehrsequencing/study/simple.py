@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ehrsequencing.baselines import BASELINES, Baseline, Fitted
-from ehrsequencing.baselines.table import from_logits, timed
+from ehrsequencing.baselines.fitted import from_logits
+from ehrsequencing.baselines.table import timed
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.config import ModelConfig
 from ehrsequencing.errors import EhrError, Exit, nearest
@@ -13,7 +14,7 @@ from ehrsequencing.training.loop import Progress, silent
 from ehrsequencing.training.recipes import Recipe
 from ehrsequencing.training.visit_lstm import fit_visit_lstm
 
-LSTM = "lstm"
+LSTM, KAPLAN_MEIER, AALEN_JOHANSEN = "lstm", "kaplan-meier", "aalen-johansen"
 NAMES = (*BASELINES, LSTM)
 
 
@@ -28,6 +29,22 @@ def simple_models(
 
     why = "an LSTM over visits on the transformer's own tokens and loss: a sequence without attention or pretraining"
     return {**BASELINES, LSTM: Baseline(LSTM, why, timed(lstm), seeded=True)}
+
+
+def for_causes(names: Sequence[str], n_causes: int) -> tuple[tuple[str, ...], str]:
+    """The names that suit a task, and a sentence where that changed them.
+
+    With competing risks `kaplan-meier` gives way to `aalen-johansen`; with one cause they are the same curve.
+
+    >>> for_causes(["kaplan-meier", "cox"], 2)[0]
+    ('aalen-johansen', 'cox')
+    """
+    if n_causes == 1 or KAPLAN_MEIER not in names:
+        return tuple(names), ""
+    changed = tuple(dict.fromkeys(AALEN_JOHANSEN if name == KAPLAN_MEIER else name for name in names))
+    return changed, (
+        f"{KAPLAN_MEIER} gives way to {AALEN_JOHANSEN}: where events compete, 1 − Kaplan–Meier overstates each of them"
+    )
 
 
 def check_names(names: Iterable[str], where: str) -> None:
