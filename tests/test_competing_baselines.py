@@ -24,7 +24,7 @@ from test_baselines import NAMES, TAU, usual
 
 CAUSES = ("outcome", "death")
 RATES = 1 / 1500.0, 1 / 2500.0
-MODELS = ["aalen-johansen", "age-sex", "cox", "boosting", "logistic", "random-survival-forest"]
+MODELS = ["aalen-johansen", "age-sex", "cox", "boosting", "logistic", "random-survival-forest", "wide"]
 
 
 def hazards(data):

@@ -107,10 +107,10 @@ def fit_logistic(
     """Minimise the mean NLL of a patient's periods + penalty/2·|w|², columns standardised, intercepts free.
 
     The penalty is the one with the lowest tuning NLL; where the tuning rows have fewer than `MIN_TUNING_EVENTS`
-    events, folds of the training rows choose, and a note says so.
+    outcomes, folds of the training rows choose, and a note says so.
     """
     penalties = sorted(penalties, reverse=True)
-    tuning_events = int((tune.event > 0).sum())
+    tuning_events = int((tune.event == 1).sum())
     if tuning_events >= MIN_TUNING_EVENTS:
         return min(_path(train, tune, n_causes, penalties), key=lambda fit: fit[1])[0]
 
@@ -118,7 +118,7 @@ def fit_logistic(
         path = _path(train.take(fitted), train.take(judged), n_causes, penalties)
         return [[loss * len(judged) for _, loss in path]]
 
-    chosen = best_by_folds(train.event > 0, penalties, losses)[1]
+    chosen = best_by_folds(train.event == 1, penalties, losses)[1]
     fits = [fit for fit, _ in _path(train, tune, n_causes, chosen, patience=len(chosen))]
     note = f"{tuning_events} tuning events cannot choose the penalty: {FOLDS} folds of the training rows did"
     return replace(fits[-1], notes=(note,))

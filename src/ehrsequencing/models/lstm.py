@@ -94,7 +94,7 @@ class VisitLSTM(nn.Module):
             dict(self.lstm.named_parameters())["bias_hh_l0"][H : 2 * H].fill_(1.0)
         self.hazard_head = HazardHead(config)
 
-    def forward(self, batch: VisitBatch) -> Float[Tensor, "B 1 K"]:
+    def forward(self, batch: VisitBatch) -> Float[Tensor, "B 1 K *R"]:
         """Hazard logits of each patient at its prediction_time."""
         return self.hazard_head(self.features(batch))
 
@@ -155,7 +155,7 @@ def lstm_features(model: VisitLSTM, store: TokenStore, rows: Int64[np.ndarray, "
 
 
 @torch.no_grad()
-def lstm_logits(model: VisitLSTM, store: TokenStore, rows: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, "n K"]:
-    """Hazard logits of the given rows, in their order, in eval mode; float64 for the arithmetic of survival."""
+def lstm_logits(model: VisitLSTM, store: TokenStore, rows: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, "n K *R"]:
+    """Hazard logits of the given rows by bin (and cause), in their order, in eval mode; in float64."""
     features = lstm_features(model, store, rows)  # [n,3H]
     return model.hazard_head(features)[:, 0].double().numpy()

@@ -26,7 +26,7 @@ class FittedLSTM:
     """A fitted network with its raw hazard logits for every row of the data."""
 
     model: VisitLSTM
-    logits: Float64[np.ndarray, "N K"]
+    logits: Float64[np.ndarray, "N K *R"]
     history: list[Epoch]
     notes: tuple[str, ...]
 
@@ -53,7 +53,7 @@ def fit_visit_lstm(
     model = VisitLSTM(_config(data, size))
     rows, everybody = data.index(TRAIN), np.arange(len(data))
     start, targets = lstm_features(model, data.tokens, rows), data.targets(rows)
-    marginal = data.grid.marginal_logits(targets.duration.numpy(), targets.event.numpy())
+    marginal = data.grid.marginal_logits(targets.duration.numpy(), targets.event.numpy(), data.n_causes)
     model.hazard_head.set_standardiser(start.mean(dim=0), start.std(dim=0))
     model.hazard_head.set_marginal(torch.from_numpy(marginal).float())
     objective = SurvivalObjective(data, lambda at: model(VisitBatch.of(data.tokens, at))[:, 0], recipe.lambda_rank)
@@ -74,4 +74,5 @@ def _config(data: SurvivalData, size: ModelConfig) -> BEHRTConfig:
         dropout=size.dropout,
         head_dropout=size.dropout,
         n_bins=data.grid.n_bins,
+        n_causes=data.n_causes,
     )
