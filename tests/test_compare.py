@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_evaluate_gives_value_and_percentiles_by_name() -> None:
         predict(truth), duration, event,
         train_duration=duration, train_event=event, tau=TAU, horizons=(365.0,), n_boot=200,
     )  # fmt: skip
-    assert list(result) == ["harrell_c", "uno_c", "ibs", "brier@365"]
+    assert list(result) == ["harrell_c", "uno_c", "ibs", "brier@365", "ici@365"]
     assert result["harrell_c"].value == harrell_c(*truncate(duration, event, TAU), truth)
     for interval in result.values():
         assert interval.low < interval.value < interval.high
@@ -202,7 +203,7 @@ def test_a_strangers_curve_that_is_too_coarse_or_too_short_is_named_not_guessed(
 
     def names(model: Predictions) -> tuple[set[str], dict[str, str]]:
         scores = evaluation.score(model)
-        return set(scores.figures), dict(scores.not_computed)
+        return {name for name in scores.figures if not name.startswith("ici")}, dict(scores.not_computed)
 
     computed, missing = names(predict(truth, points=20))
     assert computed == {"harrell_c", "uno_c", "ibs", "brier@375", "brier@500", "brier@1500"}
@@ -269,3 +270,120 @@ def test_a_thousand_resamples_of_nine_hundred_patients_are_quick() -> None:
     scores = evaluation.score(seeds)
     assert isinstance(scores, Scores)
     assert time.perf_counter() - start < 4.0  # about 0.15 on a free core, so 15 models in 2 to 4 seconds
+
+
+# --- competing risks, and several rows a patient ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WithCauses:
+    """Predictions with cumulative incidences: the least that an evaluation reads."""
+
+    subject_id: np.ndarray
+    prediction_time: np.ndarray
+    risk: np.ndarray
+    horizon_days: np.ndarray
+    cif: dict[str, np.ndarray]
+
+    def _at(self, times: np.ndarray, cause: str) -> np.ndarray:
+        knots = np.append(0.0, self.horizon_days)
+        return np.stack([np.interp(times, knots, np.append(0.0, row)) for row in self.cif[cause]])
+
+    def survival_at(self, times: np.ndarray) -> np.ndarray:
+        return 1.0 - self._at(times, "outcome") - self._at(times, "death")
+
+    def outcome_risk_at(self, times: np.ndarray) -> np.ndarray:
+        return self._at(times, "outcome")
+
+
+def with_causes(score: np.ndarray) -> WithCauses:
+    """Constant hazards e^score and e^-score/2 a thousand days, whose incidences are known."""
+    times = np.linspace(0, TAU, 101)[1:]
+    one, two = np.exp(score)[:, None] / 1000, np.exp(-score)[:, None] / 2000
+    gone = 1 - np.exp(-(one + two) * times)
+    n = score.size
+    cif = {"outcome": one / (one + two) * gone, "death": two / (one + two) * gone}
+    return WithCauses(np.arange(n), np.zeros(n, dtype="datetime64[us]"), cif["outcome"][:, -1], times, cif)
+
+
+def competing_patients(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    score = rng.normal(size=n)
+    times = np.stack([rng.exponential(1000 * np.exp(-score)), rng.exponential(2000 * np.exp(score))])
+    censoring = rng.exponential(1800, n)
+    event = np.where(times.min(axis=0) <= censoring, times.argmin(axis=0) + 1, 0).astype(np.int64)
+    return np.minimum(times.min(axis=0), censoring), event, score
+
+
+def test_with_competing_events_every_figure_equals_its_definition_on_every_resample() -> None:
+    duration, event, score = competing_patients(90)
+    train = competing_patients(300, 9)[:2]
+    evaluation = prepare(duration, event, train, horizons=(365.0,), n_boot=10)
+    model = with_causes(np.round(score, 1))
+    figures = evaluation.score(model).figures
+    cut, times = truncate(duration, event, TAU), np.linspace(0, TAU, 101)[1:]
+    for b, counts in enumerate(evaluation.counts):
+        rows = np.repeat(np.arange(90), counts)
+        d, e, g = cut[0][rows], cut[1][rows], evaluation.censoring
+        free = 1.0 - model.outcome_risk_at(times)[rows]
+        assert figures["harrell_c"][b] == pytest.approx(harrell_c(d, e, model.risk[rows]), abs=1e-6)
+        assert figures["uno_c"][b] == pytest.approx(uno_c(d, e, model.risk[rows], g, TAU), abs=1e-6)
+        assert figures["ibs"][b] == pytest.approx(integrated_brier(d, e, free, times, g, TAU), abs=1e-12)
+        at = 1.0 - model.outcome_risk_at(np.array([365.0]))[rows, 0]
+        assert figures["brier@365"][b] == pytest.approx(brier(d, e, at, 365.0, g), abs=1e-12)
+
+
+def test_the_true_incidences_score_best_and_reading_survival_as_the_outcome_costs() -> None:
+    duration, event, score = competing_patients(4_000, 3)
+    evaluation = prepare(duration, event, horizons=(1000.0,), n_boot=0)
+    truth = evaluation.score(with_causes(score)).figures
+    for rival in (score + 0.3, score - 0.3, 0.6 * score, 1.5 * score):
+        worse = evaluation.score(with_causes(rival)).figures
+        assert worse["ibs"][0] > truth["ibs"][0]
+        assert worse["ici@1000"][0] > truth["ici@1000"][0]
+    assert truth["ici@1000"][0] < 0.02
+    model = with_causes(score)
+    any_event = Predictions(
+        model.subject_id, model.prediction_time, model.risk, model.horizon_days, model.survival_at(model.horizon_days)
+    )
+    assert evaluation.score(any_event).figures["ibs"][0] > truth["ibs"][0] + 0.01
+
+
+def test_predictions_of_other_rows_are_refused_also_where_only_the_time_differs() -> None:
+    duration, event, truth = patients(60)
+    owner = np.repeat(np.arange(30), 2)
+    evaluation = prepare(duration, event, subject_id=owner)
+    model = predict(truth)
+    visits = np.tile(np.array(["2020-01-01", "2021-01-01"], dtype="datetime64[us]"), 30)
+
+    def rows(ids: np.ndarray, when: np.ndarray) -> WithCauses:
+        return WithCauses(
+            ids, when, model.risk, model.horizon_days, dict.fromkeys(("outcome", "death"), np.zeros((60, 100)))
+        )
+
+    first = rows(owner, visits)
+    assert np.isfinite(evaluation.score([first, first]).figures["uno_c"][0])
+    with pytest.raises(EhrError, match="others' prediction_time"):
+        evaluation.score([first, rows(owner, visits + np.timedelta64(1, "D"))])
+    with pytest.raises(EhrError, match="others"):
+        evaluation.score(rows(np.arange(60), visits))
+
+
+def test_repeating_every_patients_rows_leaves_the_interval_as_wide() -> None:
+    """Two equal rows a patient carry no more knowledge than one; drawing rows instead of patients would believe so."""
+    duration, event, truth = patients(300)
+    once = prepare(duration, event, n_boot=300).score(predict(truth)).intervals()["ibs"]
+    pair, model = np.repeat(np.arange(300), 2), predict(np.repeat(truth, 2))
+    doubled = duration[pair], event[pair]
+    model = Predictions(np.arange(600), model.prediction_time, model.risk, model.horizon_days, model.survival)
+    naive = prepare(*doubled, n_boot=300).score(model).intervals()["ibs"]
+    when = np.tile(np.array(["2020-01-01", "2021-01-01"], dtype="datetime64[us]"), 300)
+    clustered = prepare(*doubled, n_boot=300, subject_id=pair).score(
+        WithCauses(
+            pair, when, model.risk, model.horizon_days, {"outcome": 1 - model.survival, "death": 0 * model.survival}
+        )
+    )
+    wide = clustered.intervals()["ibs"]
+    assert wide.value == pytest.approx(once.value)
+    assert wide.high - wide.low == pytest.approx(once.high - once.low, rel=1e-9)
+    assert naive.high - naive.low < 0.85 * (wide.high - wide.low)

@@ -53,7 +53,7 @@ def brute_force_g_before(duration: np.ndarray, event: np.ndarray, t: float) -> f
     g = 1.0
     for s in sorted({x for x in duration if x < t}):
         censored = int(((duration == s) & (event == 0)).sum())
-        at_risk = int((duration >= s).sum()) - int(((duration == s) & (event == 1)).sum())
+        at_risk = int((duration >= s).sum()) - int(((duration == s) & (event > 0)).sum())
         g *= 1 - censored / at_risk if at_risk else 1.0
     return g
 
@@ -268,3 +268,97 @@ def test_the_expected_brier_does_not_depend_on_censoring() -> None:
     assert seen == pytest.approx(
         brier(failure, ones, survival, 900.0, censoring_distribution(failure, ones)), abs=0.003
     )
+
+
+# --- competing risks -------------------------------------------------------------------------------------------------
+
+
+def competing(n: int, seed: int = 0, *, censored: bool = True, yearly: bool = False) -> Outcome:
+    """duration, event (1 outcome, 2 and 3 competing) and the outcome's log hazard, all hazards depending on it."""
+    rng = np.random.default_rng(seed)
+    score = rng.normal(size=n)
+    times = [rng.exponential(1000 * np.exp(-k * score)) for k in (1.0, -0.5, 0.3)]
+    cause = np.argmin(times, axis=0) + 1
+    failure = np.min(times, axis=0)
+    censoring = rng.exponential(1200, n) if censored else np.full(n, 1e6)
+    duration, event = np.minimum(failure, censoring), np.where(failure <= censoring, cause, 0).astype(np.int64)
+    return (np.ceil(duration / 365) * 365.0 if yearly else duration), event, score
+
+
+def brute_force_wolbers(
+    duration: np.ndarray, event: np.ndarray, risk: np.ndarray, train: tuple[np.ndarray, np.ndarray] | None, tau: float
+) -> float:
+    """Pair by pair from Wolbers et al. (2014): with ``train`` weighted, without it the plain share."""
+    g = [1.0 if train is None else brute_force_g_before(*train, t) for t in duration]
+    above = below = 0.0
+    for i in range(duration.size):
+        if event[i] != 1 or (train is not None and duration[i] >= tau):
+            continue
+        for j in range(duration.size):
+            early = event[j] > 1 and duration[j] <= duration[i]
+            later = duration[j] > duration[i] or (duration[j] == duration[i] and event[j] == 0)
+            if not (early or later):
+                continue
+            weight = 1 / (g[i] * g[j if early else i])
+            above += weight * (1.0 if risk[i] > risk[j] else 0.5 if risk[i] == risk[j] else 0.0)
+            below += weight
+    return above / below
+
+
+@pytest.mark.parametrize("yearly", [False, True])
+def test_concordance_with_competing_events_equals_brute_force(yearly: bool) -> None:
+    duration, event, risk = competing(90, yearly=yearly)
+    train = competing(300, 9, yearly=yearly)[:2]
+    tau = 1095.0 if yearly else 900.0
+    risk = np.round(risk, 1)
+    assert harrell_c(duration, event, risk) == pytest.approx(
+        brute_force_wolbers(duration, event, risk, None, tau), abs=1e-13
+    )
+    ours = uno_c(duration, event, risk, censoring_distribution(*train), tau)
+    assert ours == pytest.approx(brute_force_wolbers(duration, event, risk, train, tau), abs=1e-12)
+
+
+def test_weighted_concordance_recovers_what_is_seen_without_censoring() -> None:
+    tau = 800.0
+    full = competing(12_000, 2, censored=False)
+    truth = harrell_c(*truncate(full[0], full[1], tau), full[2])
+    duration, event, risk = competing(12_000, 2)
+    weighted = uno_c(duration, event, risk, censoring_distribution(duration, event), tau)
+    as_censored = uno_c(duration, (event == 1).astype(np.int64), risk, censoring_distribution(duration, event), tau)
+    assert weighted == pytest.approx(truth, abs=0.009)
+    assert abs(as_censored - truth) > abs(weighted - truth) + 0.005  # competing events are no censoring
+
+
+def test_brier_with_competing_events_equals_brute_force() -> None:
+    duration, event, risk = competing(150)
+    train = competing(400, 9)[:2]
+    free = 1 / (1 + np.exp(risk))
+    for t in (100.0, 600.0):
+        total = 0.0
+        for T, d, s in zip(duration, event, free, strict=True):
+            if t >= T and d > 0:
+                total += (float(d == 1) - (1 - s)) ** 2 / brute_force_g_before(*train, T)
+            elif t < T:
+                total += (1 - s) ** 2 / brute_force_g_before(*train, t)
+        ours = brier(duration, event, free, t, censoring_distribution(*train))
+        assert ours == pytest.approx(total / duration.size, abs=1e-12)
+
+
+def test_without_censoring_the_brier_score_is_the_mean_squared_error() -> None:
+    duration, event, risk = competing(500, censored=False)
+    free = 1 / (1 + np.exp(risk))
+    happened = (event == 1) & (duration <= 700.0)
+    everybody = censoring_distribution(np.append(duration, 1e7), np.append(event, 1))
+    assert brier(duration, event, free, 700.0, everybody) == pytest.approx(((1 - free - happened) ** 2).mean())
+
+
+def test_renumbering_competing_causes_changes_nothing() -> None:
+    duration, event, risk = competing(300)
+    swapped = np.array([0, 1, 3, 2])[event]
+    merged = np.minimum(event, 2)
+    g = censoring_distribution(duration, event)
+    for other in (swapped, merged):
+        assert uno_c(duration, other, risk, g, 900.0) == uno_c(duration, event, risk, g, 900.0)
+        assert brier(duration, other, 1 / (1 + np.exp(risk)), 500.0, g) == brier(
+            duration, event, 1 / (1 + np.exp(risk)), 500.0, g
+        )

@@ -13,9 +13,9 @@ from scipy.special import expit, logit
 from ehrsequencing.config import MIN_TUNING_EVENTS
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.compare import LEVEL, resample_counts
-from ehrsequencing.evaluation.metrics import check_survival
+from ehrsequencing.evaluation.metrics import check_survival, known_outcome
 from ehrsequencing.hazards import nll_gradient, softplus
-from ehrsequencing.nonparametric import Events, KaplanMeier, check_outcome
+from ehrsequencing.nonparametric import AalenJohansen, Events, KaplanMeier, check_causes
 from ehrsequencing.timegrid import TimeGrid, check_horizon, truncate
 
 MIN_BIN_EVENTS = 10
@@ -28,7 +28,8 @@ class CalibrationCurve:
 
     Attributes:
         predicted: float64[g], mean predicted risk of the group.
-        observed: float64[g], one minus its Kaplan–Meier estimate; NaN where nobody in it was followed that long.
+        observed: float64[g], one minus its Kaplan–Meier estimate, or with competing events its Aalen–Johansen estimate
+            of the outcome's incidence; NaN where nobody in it was followed that long.
         low, high: float64[g], the interval of ``observed``.
         n: int64[g], patients in the group.
     """
@@ -56,10 +57,11 @@ def calibration_curve(
     Groups are quantiles of the predicted risk; equal predictions are never split, so that there may be fewer.
 
     Args:
-        duration, event, survival_at_t: one a patient; the last is the predicted S(t).
+        duration, event, survival_at_t: one a patient; the last is the predicted S(t), or with competing events
+            1 − CIF(t) of the outcome.
         t: days.
         groups: how many, at most.
-        n_boot: 0 for the Kaplan–Meier interval (log−log); otherwise resamples of the patients inside each group.
+        n_boot: 0 for the estimate's own interval (log−log); otherwise resamples of the patients inside each group.
             A group in which nobody or everybody had the event always has the exact limit of ``KaplanMeier.interval``,
             because its resamples are all alike.
         seed: of the resamples.
@@ -68,44 +70,63 @@ def calibration_curve(
     Raises:
         EhrError: survival that is not a probability (exit 13).
     """
-    duration, event = check_outcome(duration, event)
+    duration, event = check_causes(duration, event)
     risk = 1.0 - check_survival(survival_at_t[:, None], duration.size)[:, 0]  # (n,)
+    causes = max(int(event.max()), 1)
     cuts = np.unique(np.quantile(risk, np.arange(1, groups) / groups, method="inverted_cdf"))
     member = np.unique(np.searchsorted(cuts, risk, side="left"), return_inverse=True)[1]  # (n,)
     rows = []
     for g in range(int(member.max()) + 1):
         own = member == g
-        rows.append((risk[own].mean(), *_observed(duration[own], event[own], t, n_boot, seed, level)))
+        rows.append((risk[own].mean(), *_observed(duration[own], event[own], causes, t, n_boot, seed, level)))
     predicted, observed, low, high = np.array(rows, dtype=np.float64).T
     return CalibrationCurve(predicted, observed, low, high, np.bincount(member))
 
 
 def _observed(
-    duration: np.ndarray, event: np.ndarray, t: float, n_boot: int, seed: int, level: float
+    duration: np.ndarray, event: np.ndarray, causes: int, t: float, n_boot: int, seed: int, level: float
 ) -> tuple[float, float, float]:
     """The observed risk by t and its limits."""
-    km, at = KaplanMeier.fit(duration, event), np.array([float(t)])
-    survival = float(km.at(t))
-    if km.last < t and survival > 0:
+    risk, low, high = _incidence(duration, event, causes, t, level)
+    if float(duration.max()) < t and KaplanMeier.fit(duration, event).at(t) > 0:
         return np.nan, np.nan, np.nan
-    low, high = (1.0 - float(limit[0]) for limit in reversed(km.interval(at, level)))
-    if n_boot > 0 and 0 < survival < 1:
-        risks = 1.0 - _resampled_survival(duration, event, t, resample_counts(duration.size, n_boot, seed)[1:])
+    if n_boot > 0 and 0 < risk < 1:
+        risks = _resampled_risk(duration, event, t, resample_counts(duration.size, n_boot, seed)[1:])
         low, high = (float(q) for q in np.nanquantile(risks, [(1 - level) / 2, (1 + level) / 2]))
-    return 1.0 - survival, low, high
+    return risk, low, high
 
 
-def _resampled_survival(duration: np.ndarray, event: np.ndarray, t: float, counts: np.ndarray) -> np.ndarray:
-    """The Kaplan–Meier estimate at t on every resample, (B,); NaN where nobody drawn was followed to t."""
+def _incidence(
+    duration: np.ndarray, event: np.ndarray, causes: int, t: float, level: float
+) -> tuple[float, float, float]:
+    """The outcome's incidence by t with its limits: Kaplan–Meier for one cause, else Aalen–Johansen."""
+    at = np.array([float(t)])
+    if causes == 1:
+        km = KaplanMeier.fit(duration, event)
+        low, high = (1.0 - float(limit[0]) for limit in reversed(km.interval(at, level)))
+        return 1.0 - float(km.at(t)), low, high
+    incidence = AalenJohansen.fit(duration, event, causes)
+    low, high = (float(limit[0, 0]) for limit in incidence.interval(at, level))
+    return float(incidence.at(at)[0, 0]), low, high
+
+
+def _resampled_risk(duration: np.ndarray, event: np.ndarray, t: float, counts: np.ndarray) -> np.ndarray:
+    """The outcome's incidence by t on every resample, (B,); NaN where nobody drawn was followed to t."""
     order = np.argsort(duration, kind="stable")
     weights = counts[:, order].astype(np.float64)  # (B, n)
     first = np.unique(duration[order], return_index=True)[1]  # (m,) where each distinct time starts
     at_risk = np.cumsum(weights[:, ::-1], axis=1)[:, ::-1][:, first]  # (B, m)
-    events = np.add.reduceat(weights * event[order], first, axis=1)  # (B, m)
-    lost = np.divide(events, at_risk, out=np.zeros_like(events), where=at_risk > 0)
-    survival = np.prod(1.0 - lost[:, duration[order][first] <= t], axis=1)  # (B,)
+
+    def lost(happened: np.ndarray) -> np.ndarray:
+        events = np.add.reduceat(weights * happened[order], first, axis=1)  # (B, m)
+        return np.divide(events, at_risk, out=np.zeros_like(events), where=at_risk > 0)
+
+    survival = np.cumprod(1.0 - lost(event > 0), axis=1)  # (B, m)
+    before = np.concatenate([np.ones((len(weights), 1)), survival[:, :-1]], axis=1)
+    inside = duration[order][first] <= t  # (m,)
     followed = (weights * (duration[order] >= t)).sum(axis=1) > 0
-    return np.where(followed | (survival == 0), survival, np.nan)
+    over = survival[:, np.flatnonzero(inside)[-1]] == 0 if inside.any() else False
+    return np.where(followed | over, (before * lost(event == 1))[:, inside].sum(axis=1), np.nan)
 
 
 @dataclass(frozen=True)
@@ -116,7 +137,7 @@ class CalibrationSummary:
         slope: of the outcome on the logit of the predicted risk; below 1 the predictions are too extreme. NaN where
             predictions do not differ or separate the outcomes.
         intercept: with the slope held at 1, the shift of the logit that would make predictions right on average.
-        observed: one minus the Kaplan–Meier estimate of everybody.
+        observed: one minus the Kaplan–Meier estimate of everybody; with competing events Aalen–Johansen.
         expected: the mean predicted risk.
     """
 
@@ -140,17 +161,15 @@ def calibration_summary(
     Raises:
         EhrError: t past the longest training duration or Ĝ(t−) < 0.1 (exit 12); survival not in [0, 1] (exit 13).
     """
-    duration, event = check_outcome(duration, event)
+    duration, event = check_causes(duration, event)
     check_horizon(t, censoring)
     risk = 1.0 - check_survival(survival_at_t[:, None], duration.size)[:, 0]
-    died = event & (duration <= t)
-    alive = (duration > t) | (~event & (duration == t))
-    weight = np.where(died, 1 / censoring.before(np.minimum(duration, t)), alive / censoring.before(t))  # (n,)
+    died, weight = (x[:, 0] for x in known_outcome(duration, event, np.array([float(t)]), censoring))  # (n,)
     score = logit(np.clip(risk, 1e-12, 1 - 1e-12))  # (n,)
     both = np.column_stack([score, np.ones(score.size)])
     slope = _logistic(both, np.zeros(score.size), died, weight)[0] if np.ptp(score) > 0 else np.nan
     intercept = _logistic(both[:, 1:], score, died, weight)[0]
-    observed = 1.0 - float(KaplanMeier.fit(duration, event).at(t))
+    observed = _incidence(duration, event, max(int(event.max()), 1), t, LEVEL)[0]
     return CalibrationSummary(float(slope), float(intercept), observed, float(risk.mean()))
 
 

@@ -12,15 +12,18 @@ from jaxtyping import Float64, Int64, UInt8
 
 from ehrsequencing.config import CURVE_POINTS, MIN_CURVE_POINTS
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.evaluation.agreement import calibration_index
 from ehrsequencing.evaluation.metrics import (
+    PAIRS_AT_ONCE,
     brier_terms,
     check_risk,
+    early_excess,
     integrated_brier_terms,
     no_pairs,
     survival_groups,
     uno_weights,
 )
-from ehrsequencing.nonparametric import Events, KaplanMeier, censoring_distribution
+from ehrsequencing.nonparametric import Events, KaplanMeier, censoring_distribution, for_outcome
 from ehrsequencing.timegrid import check_horizon, truncate
 
 LEVEL = 0.95
@@ -30,23 +33,28 @@ INTERVAL_MEANING = (
     "the chance in who was evaluated and in the training seeds, not in who was trained on: the training patients, the "
     "split and the censoring distribution are held fixed."
 )
-PAIRS_AT_ONCE = 8_000_000
-"""Entries of the pair matrix held in memory at a time."""
 WEIGHTS_AT_ONCE = 25_000_000
 """Resampled patient weights held in memory at a time."""
 
 
 @runtime_checkable
 class SurvivalPredictions(Protocol):
-    """What is read of predictions, whoever made them: one row a patient."""
+    """What is read of predictions, whoever made them: one row a patient and prediction_time."""
 
     @property
     def subject_id(self) -> np.ndarray: ...
+    @property
+    def prediction_time(self) -> np.ndarray: ...
     @property
     def risk(self) -> np.ndarray: ...
     @property
     def horizon_days(self) -> np.ndarray: ...
     def survival_at(self, times: np.ndarray) -> np.ndarray: ...
+
+
+def outcome_free_at(predictions: SurvivalPredictions, times: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, "n m"]:
+    """The predicted probability of no outcome up to each time: S(t), or with competing events 1 − CIF(t)."""
+    return 1.0 - predictions.outcome_risk_at(times) if getattr(predictions, "cif", None) else predictions.survival_at(times)
 
 
 @dataclass(frozen=True)
@@ -105,13 +113,14 @@ class Evaluation:
     """The evaluated patients, the horizon, and the resamples that every model is scored on.
 
     Attributes:
-        duration, event: the outcome of the evaluated patients, truncated at τ.
+        duration, event: the outcome of the evaluated rows, truncated at τ; 1 the outcome, 2, 3, … competing events.
         censoring: Ĝ of the training outcome.
         tau: the horizon in days.
         horizons: days at which the Brier score is reported.
-        counts: uint8[1 + resamples, n], how often each patient was drawn; row 0 is everybody once.
+        counts: uint8[1 + resamples, n], how often each row was drawn; row 0 is everybody once.
         seed: of the resamples.
         stratum: int64[n]; C counts pairs within a stratum only (folds: risks of different fits are not on one scale).
+        subject_id: int64[n], whose rows these are, where that is known.
     """
 
     duration: Float64[np.ndarray, " n"]
@@ -122,6 +131,7 @@ class Evaluation:
     counts: UInt8[np.ndarray, "resamples n"]
     seed: int
     stratum: Int64[np.ndarray, " n"]
+    subject_id: Int64[np.ndarray, " n"] | None = None
 
     @classmethod
     def of(
@@ -147,7 +157,7 @@ class Evaluation:
             horizons: days, each at most τ.
             n_boot: resamples; 0 for figures without intervals.
             seed: of the resamples.
-            subject_id: where patients have several rows, so that they are drawn together.
+            subject_id: whose rows these are: predictions must be for the same, and a patient's rows are drawn together.
             stratum: the fold of each patient, where predictions of several fits are pooled.
 
         Raises:
@@ -163,7 +173,7 @@ class Evaluation:
         duration, event = truncate(duration, event, tau)
         counts = resample_counts(duration.size, n_boot, seed, subject_id)
         stratum = np.zeros(duration.size, dtype=np.int64) if stratum is None else stratum
-        return cls(duration, event, censoring, float(tau), tuple(horizons), counts, seed, stratum)
+        return cls(duration, event, censoring, float(tau), tuple(horizons), counts, seed, stratum, subject_id)
 
     def score(self, predictions: SurvivalPredictions | Sequence[SurvivalPredictions]) -> Scores:
         """Every figure of a model on every resample; a list holds the same model's seeds.
@@ -178,15 +188,21 @@ class Evaluation:
         figures = {"harrell_c": ranking[:, 0], "uno_c": ranking[:, 1]}
         errors = [self._error_terms(each, missing) for each in seeds]  # (n,) a metric
         figures |= {name: self._means([terms[name] for terms in errors]) for name in errors[0]}
+        for horizon in self.horizons:
+            if brier_name(horizon) not in missing:
+                figures[ici_name(horizon)] = np.stack([self._calibration(each, horizon) for each in seeds])
         return Scores(self, {name: self._over_seeds(values) for name, values in figures.items()}, missing)
 
     def _check_rows(self, seeds: Sequence[SurvivalPredictions]) -> None:
-        first, n = seeds[0].subject_id, self.duration.size
+        first, n = seeds[0], self.duration.size
+        wanted = first.subject_id if self.subject_id is None else self.subject_id
         for each in seeds:
-            if each.subject_id.size != n or not np.array_equal(each.subject_id, first):
+            same = np.array_equal(each.subject_id, wanted)
+            if each.subject_id.size != n or not same or not np.array_equal(each.prediction_time, first.prediction_time):
+                others = " others" if not same else " others' prediction_time"
                 raise EhrError(
                     f"expected the same {n:,} subjects in every seed's predictions, found {each.subject_id.size:,}"
-                    + ("" if each.subject_id.size != n else " others"),
+                    + ("" if each.subject_id.size != n else others),
                     "predictions",
                     "predict every seed on the same rows, in the same order",
                     code=Exit.BUNDLE,
@@ -210,17 +226,22 @@ class Evaluation:
     def _error_terms(
         self, predictions: SurvivalPredictions, missing: Mapping[str, str]
     ) -> dict[str, Float64[np.ndarray, " n"]]:
-        """Each patient's share of the integrated Brier score and of the Brier score at each horizon."""
+        """Each row's share of the integrated Brier score and of the Brier score at each horizon."""
         outcome, terms = (self.duration, self.event), {}
         if "ibs" not in missing:
             times = np.linspace(0.0, self.tau, CURVE_POINTS + 1)[1:]
-            curve = predictions.survival_at(times)  # (n, 100)
+            curve = outcome_free_at(predictions, times)  # (n, 100)
             terms["ibs"] = integrated_brier_terms(*outcome, curve, times, self.censoring, self.tau)
         for horizon in self.horizons:
             if (name := brier_name(horizon)) not in missing:
                 at = np.array([float(horizon)])
-                terms[name] = brier_terms(*outcome, predictions.survival_at(at), at, self.censoring)[:, 0]
+                terms[name] = brier_terms(*outcome, outcome_free_at(predictions, at), at, self.censoring)[:, 0]
         return terms
+
+    def _calibration(self, predictions: SurvivalPredictions, horizon: float) -> Float64[np.ndarray, " resamples"]:
+        free = outcome_free_at(predictions, np.array([horizon]))[:, 0]  # (n,)
+        outcome = (self.duration, self.event, free, horizon, self.censoring)
+        return np.concatenate([calibration_index(*outcome, weights) for weights in self._weights()])
 
     def _means(self, terms: Sequence[np.ndarray]) -> Float64[np.ndarray, "seeds resamples"]:
         columns = np.stack(terms, axis=1)  # (n, S)
@@ -246,20 +267,27 @@ class Evaluation:
         return np.where(sums > 0, sums, np.nan)
 
     def _pair_sums(self, score: Callable[[np.ndarray], np.ndarray]) -> Float64[np.ndarray, "two resamples"]:
-        """Σ w_i w_j A_ij over events i and the patients j who outlived them; for Harrell's C, and with Uno's weights.
+        """Σ w_i w_j A_ij over outcomes i and the rows j that outlived them; for Harrell's C, and with Uno's weights.
 
         A = ``score(rows)`` for a block of events. A·w for all resamples w at once is one matrix product; counts and
-        halves stay exact in float32.
+        halves stay exact in float32. Whoever had a competing event outlives all events; where it came before the event
+        the pair has another weight (``early_excess``).
         """
-        group = survival_groups(self.duration, self.event).astype(np.int32)  # (n,) a higher one outlives
-        result = []
+        group = survival_groups(*for_outcome(self.duration, self.event, self.tau)).astype(np.int32)  # (n,)
+        competing, result = np.flatnonzero(self.event > 1), []
         for weights in self._weights():  # (b, n)
             sums = np.zeros((2, weights.shape[0]))
             for rows in self._event_rows():
                 outlived = (group > group[rows, None]) & (self.stratum == self.stratum[rows, None])  # (e, n)
                 pairs = outlived * score(rows)  # (e, n)
                 product = (weights[:, rows] * (weights @ pairs.T)).astype(np.float64)  # (b, e)
-                sums += product.sum(axis=1), product @ uno_weights(self.duration[rows], self.censoring, self.tau)
+                if competing.size:
+                    excess = early_excess(self.duration[rows], self.duration[competing], self.censoring)  # (e, c)
+                    early = weights[:, rows] * (weights[:, competing] @ (pairs[:, competing] * excess).T)  # (b, e)
+                else:
+                    early = np.zeros(1)
+                uno = uno_weights(self.duration[rows], self.censoring, self.tau)  # (e,)
+                sums += product.sum(axis=1), (product + early) @ uno
             result.append(sums)
         return np.concatenate(result, axis=1)  # (2, 1 + B)
 
@@ -276,7 +304,7 @@ class Evaluation:
             yield self.counts[start : start + step].astype(np.float32)  # (b, n)
 
     def _event_rows(self) -> Iterator[np.ndarray]:
-        rows, step = np.flatnonzero(self.event), max(1, PAIRS_AT_ONCE // self.duration.size)
+        rows, step = np.flatnonzero(self.event == 1), max(1, PAIRS_AT_ONCE // self.duration.size)
         for start in range(0, rows.size, step):
             yield rows[start : start + step]
 
@@ -293,7 +321,7 @@ def evaluate(
     n_boot: int = 1_000,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """``harrell_c``, ``uno_c``, ``ibs`` and ``brier@<days>`` of one model, or of its seeds, each with its interval.
+    """``harrell_c``, ``uno_c``, ``ibs``, ``brier@<days>``, ``ici@<days>`` of one model, or of its seeds, with intervals.
 
     For several models make one ``Evaluation`` and score them all. What the intervals cover: ``INTERVAL_MEANING``.
     """
@@ -335,6 +363,11 @@ def brier_name(horizon: float) -> str:
     ('brier@365', 'brier@1826.25')
     """
     return f"brier@{horizon:.10g}"
+
+
+def ici_name(horizon: float) -> str:
+    """The key of the integrated calibration index at a horizon."""
+    return brier_name(horizon).replace("brier", "ici")
 
 
 def resample_counts(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.nonparametric import Events, KaplanMeier, check_outcome
+from ehrsequencing.nonparametric import Events, KaplanMeier, check_causes, for_outcome
 from ehrsequencing.timegrid import check_horizon
+
+PAIRS_AT_ONCE = 8_000_000
+"""Entries of a pair matrix held in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,7 @@ class PairCounts:
 
     A patient outlives an event at t when their own duration is past t, or is t and censored. Two events at the same t
     are not compared; nor is a patient censored before t. (lifelines and scikit-survival have the same rules.)
+    Events are those of cause 1; whoever had a competing event, whenever that was, outlives them all (``for_outcome``).
 
     Attributes:
         rows: int64[e], the row of each event.
@@ -32,7 +37,7 @@ class PairCounts:
     @classmethod
     def of(cls, duration: Float64[np.ndarray, " n"], event: Events, risk: Float64[np.ndarray, " n"]) -> PairCounts:
         """Count in O(n log n): in order of survival, longest first, how many earlier risks are lower."""
-        duration, event = check_outcome(duration, event)
+        duration, event = for_outcome(duration, event, float(np.max(duration, initial=0.0)))
         risk = check_risk(risk, duration.size)
         rank = np.unique(risk, return_inverse=True)[1]  # (n,) equal risks share a rank
         # longest first; at equal times the censored first; inside such a group the highest risk first, so that nobody
@@ -51,7 +56,7 @@ def harrell_c(duration: Float64[np.ndarray, " n"], event: Events, risk: Float64[
 
     Equal risks count one half; which pairs are comparable: ``PairCounts``. For C at a horizon, ``truncate`` first.
 
-    Harrell, Lee & Mark (1996), Stat Med 15:361.
+    Harrell, Lee & Mark (1996), Stat Med 15:361; with competing events Wolbers et al. (2009), Epidemiology 20:555.
 
     Raises:
         EhrError: no pair is comparable (exit 12), or a risk is not a number (exit 13).
@@ -73,6 +78,8 @@ def uno_c(
     """Uno's C at τ: Harrell's pairs whose event lies before τ, each weighted by Ĝ(T−)⁻² of the event's time T.
 
     Uno et al. (2011), Stat Med 30:1105. Times are as given or truncated at τ: an event at τ itself is not before τ.
+    Of a patient with a competing event at an earlier time U it is known from U on that they outlive the event: their
+    pairs weigh Ĝ(T−)⁻¹·Ĝ(U−)⁻¹ (Wolbers et al. 2014, Biostatistics 15:526).
 
     Args:
         duration, event, risk: one a patient.
@@ -84,8 +91,36 @@ def uno_c(
     """
     check_horizon(tau, censoring)
     pairs = PairCounts.of(duration, event, risk)
-    weight = uno_weights(np.asarray(duration)[pairs.rows], censoring, tau)  # (e,)
-    return _share(weight @ pairs.concordant, weight @ pairs.comparable)
+    duration, event = check_causes(duration, event)
+    weight = uno_weights(duration[pairs.rows], censoring, tau)  # (e,)
+    concordant, comparable = pairs.concordant, pairs.comparable  # (e,)
+    for at, excess in _early_blocks(duration, event, pairs.rows, censoring):
+        own, others = risk[pairs.rows[at], None], risk[event > 1]
+        concordant[at] += (excess * ((others < own) + 0.5 * (others == own))).sum(axis=1)
+        comparable[at] += excess.sum(axis=1)
+    return _share(weight @ concordant, weight @ comparable)
+
+
+def _early_blocks(
+    duration: np.ndarray, event: np.ndarray, rows: np.ndarray, censoring: KaplanMeier
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """``early_excess`` of some of the events ``rows`` at a time against all competing events; none without any."""
+    competing = duration[event > 1]  # (c,)
+    step = max(1, PAIRS_AT_ONCE // max(competing.size, 1))
+    for start in range(0, rows.size if competing.size else 0, step):
+        at = slice(start, start + step)
+        yield at, early_excess(duration[rows[at]], competing, censoring)
+
+
+def early_excess(
+    event_times: Float64[np.ndarray, " e"], competing_times: Float64[np.ndarray, " c"], censoring: KaplanMeier
+) -> Float64[np.ndarray, "e c"]:
+    """By how much a pair's weight exceeds Ĝ(T−)⁻², as a share of it, where the competing event at U came before T.
+
+    Ĝ(T−)/Ĝ(U−) − 1, which is never positive; 0 where U is not before T.
+    """
+    ratio = censoring.before(event_times)[:, None] / censoring.before(competing_times)  # (e, c)
+    return np.where(competing_times < event_times[:, None], ratio - 1.0, 0.0)
 
 
 def uno_weights(
@@ -163,16 +198,31 @@ def brier_terms(
     """Each patient's weighted squared error at each time; their mean over patients is the Brier score.
 
     An event at T ≤ t: S(t)² / Ĝ(T−). Known to be event-free at t: (1 − S(t))² / Ĝ(t−). Censored before t: 0.
+    With competing events S(t) stands for the probability of no outcome by t, 1 − CIF(t), and whoever had a competing
+    event at T ≤ t is known not to have the outcome: (1 − S(t))² / Ĝ(T−) (Schoop et al. 2011, Biom J 53:88).
     Whoever is censored at t itself (all those still followed, where follow-up ends at t) is known to be event-free at
     t, and had to stay uncensored only up to t−; where nobody is censored at t, Ĝ(t−) is the usual Ĝ(t).
     """
-    duration, event = check_outcome(duration, event)
-    survival = check_survival(survival, duration.size)  # (n, m)
+    survival = check_survival(survival, np.asarray(duration).size)  # (n, m)
     check_horizon(float(np.max(times)), censoring)
-    died = event[:, None] & (duration[:, None] <= times)  # (n, m)
-    alive = (duration[:, None] > times) | (~event[:, None] & (duration[:, None] == times))  # (n, m)
-    weight = 1.0 / censoring.before(np.minimum(duration, np.max(times)))  # (n,)
-    return np.where(died, survival**2 * weight[:, None], alive * (1.0 - survival) ** 2 / censoring.before(times))
+    happened, weight = known_outcome(duration, event, times, censoring)  # (n, m)
+    return np.where(happened, survival, 1.0 - survival) ** 2 * weight
+
+
+def known_outcome(
+    duration: Float64[np.ndarray, " n"], event: Events, times: Float64[np.ndarray, " m"], censoring: KaplanMeier
+) -> tuple[Bool[np.ndarray, "n m"], Float64[np.ndarray, "n m"]]:
+    """Whether the outcome is known to have happened by each time, and the weight of that knowledge.
+
+    The inverse probability of knowing it: 1/Ĝ(T−) after an event of any cause at T ≤ t, 1/Ĝ(t−) while event-free; 0
+    for whoever was censored before t.
+    """
+    duration, event = check_causes(duration, event)
+    over = (event[:, None] > 0) & (duration[:, None] <= times)  # (n, m)
+    free = (duration[:, None] > times) | ((event[:, None] == 0) & (duration[:, None] == times))  # (n, m)
+    at_event = 1.0 / censoring.before(np.minimum(duration, np.max(times)))  # (n,)
+    weight = np.where(over, at_event[:, None], free / censoring.before(times))
+    return over & (event[:, None] == 1), weight
 
 
 def check_risk(risk: np.ndarray, n: int) -> np.ndarray:
@@ -216,7 +266,7 @@ def survival_groups(duration: Float64[np.ndarray, " n"], event: Events) -> Int64
     >>> survival_groups(np.array([1.0, 1.0, 2.0, 1.0]), np.array([1, 0, 1, 1]))
     array([0, 1, 2, 0])
     """
-    event = np.asarray(event) != 0
+    event = np.asarray(event) == 1
     order = np.lexsort((~event, duration))
     groups = np.empty(order.size, dtype=np.int64)
     groups[order] = _runs(duration[order], event[order])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from jaxtyping import Int64
 
 from ehrsequencing.cohort import Cohort
 from ehrsequencing.config import DAYS_PER_YEAR, HELD_OUT, MIN_TRAIN_EVENTS, TRAIN, TUNING, StudyConfig
@@ -47,7 +48,7 @@ class Model:
 
 
 def pool(scored: Sequence[Scored]) -> list[Model]:
-    """Group by model and seed; the folds of a seed become one file, sorted by subject."""
+    """Group by model and seed; the folds of a seed become one file, sorted by subject and prediction_time."""
     names = list(dict.fromkeys(item.model for item in scored))
     models = [_pool_one(name, [item for item in scored if item.model == name]) for name in names]
     return sorted(models, key=lambda model: KINDS.index(model.kind))
@@ -58,7 +59,7 @@ def _pool_one(name: str, items: Sequence[Scored]) -> Model:
     files = []
     for seed in seeds:
         joined = Predictions.concat([item.predictions for item in items if item.seed == seed])
-        files.append(joined.take(np.argsort(joined.subject_id, kind="stable")))
+        files.append(joined.take(np.lexsort((joined.prediction_time, joined.subject_id))))
     first = items[0]
     return Model(
         name=name,
@@ -92,7 +93,7 @@ def compare(
 ) -> dict[str, Any]:
     """The content of comparison.json; ``facts`` are added as they are."""
     pooled = study.folds is not None
-    table = cohort.table.sort("subject_id")
+    table = cohort.table.sort("subject_id", "prediction_time")
     judged = table if pooled else table.filter(pl.col("split") == HELD_OUT)
     fitted_on = table if pooled else table.filter(pl.col("split") == TRAIN)
     horizons = report_horizons(study, tau)
@@ -105,25 +106,29 @@ def compare(
         horizons=horizons,
         n_boot=study.bootstrap,
         seed=study.split.seed,
+        subject_id=judged["subject_id"].to_numpy(),
         stratum=None
         if study.folds is None
         else assign_folds(judged["subject_id"].to_numpy(), study.split.seed, study.folds),
     )
+    outcomes = int((evaluation.event == 1).sum())
     scores = {model.name: evaluation.score(list(model.predictions)) for model in models}
     return {
         "study": study.name,
         "task": cohort.task.model_dump(mode="json", by_alias=True),
         "split": OUT_OF_FOLD if pooled else HELD_OUT,
         "folds": study.folds,
-        "n": judged.height,
-        "events": int(evaluation.event.sum()),
+        "n": judged["subject_id"].n_unique(),
+        "n_rows": judged.height,
+        "events": outcomes,
+        "causes": _cause_counts(cohort.task.causes, evaluation.event),
         **_learning_counts(table, tau, pooled),
         "horizons": list(horizons),
         "tau": tau,
         "cohort_fingerprint": cohort.fingerprint,
         "interval": f"{INTERVAL_MEANING} {POOLED if pooled else ONE_SPLIT}",
         **facts,
-        "warnings": [*_warnings(int(evaluation.event.sum())), *facts.get("warnings", [])],
+        "warnings": [*_warnings(outcomes), *facts.get("warnings", [])],
         "rows": [_row(model, scores[model.name]) for model in models],
         "differences": differences(models, scores),
         "python": platform.python_version(),
@@ -135,6 +140,15 @@ def report_horizons(study: StudyConfig, tau: float) -> tuple[float, ...]:
     if study.horizons_days:
         return tuple(study.horizons_days)
     return (DAYS_PER_YEAR, tau) if tau > DAYS_PER_YEAR else (tau,)
+
+
+def _cause_counts(causes: Sequence[str], event: Int64[np.ndarray, " n"]) -> dict[str, int]:
+    """Events of each cause among the evaluated rows, up to τ.
+
+    >>> _cause_counts(("outcome", "death"), np.array([0, 1, 2, 2]))
+    {'outcome': 1, 'death': 2}
+    """
+    return {cause: int((event == number).sum()) for number, cause in enumerate(causes, start=1)}
 
 
 def _learning_counts(table: pl.DataFrame, tau: float, pooled: bool) -> dict[str, int | None]:

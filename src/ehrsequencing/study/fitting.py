@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 from jaxtyping import Float64, Int64
 
 from ehrsequencing.baselines import BASELINES, Fitted
@@ -22,16 +21,12 @@ from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.study.assemble import WIDE, blend_name, calibrated_row, make_bundle
 from ehrsequencing.study.data import Division, Prepared, prepare, pretraining_records
+from ehrsequencing.study.oracle import ORACLE, WHY, oracle_predictions
 from ehrsequencing.study.simple import simple_models
-from ehrsequencing.synthetic import read_truth, true_survival
-from ehrsequencing.synthetic.truth import TRUTH_FILE
-from ehrsequencing.timegrid import truncate
 from ehrsequencing.training.finetune import FeatureCache, finetune
 from ehrsequencing.training.loop import Progress, Tick
 from ehrsequencing.training.pretrain import pretrain
 from ehrsequencing.training.recipes import Recipe
-
-ORACLE = "oracle"
 
 
 @dataclass(frozen=True)
@@ -208,12 +203,6 @@ def _calibrated(
     return adjusted, row.notes
 
 
-def _same_outcome(truth: pl.DataFrame, rows: pl.DataFrame, tau: float) -> bool:
-    """Whether the cohort asks what the simulator drew: equal durations and events, truncated at τ."""
-    duration, event = truncate(truth["duration"].to_numpy(), (truth["event"] == 1).cast(pl.Int64).to_numpy(), tau)
-    return np.allclose(duration, rows["duration"].to_numpy()) and np.array_equal(event, rows["event"].to_numpy())
-
-
 def _hazard(wide_fit: Fitted) -> RidgeHazard:
     if wide_fit.model is None:
         raise ValueError(f"the baseline '{WIDE}' keeps no fitted hazard")
@@ -222,22 +211,6 @@ def _hazard(wide_fit: Fitted) -> RidgeHazard:
 
 def _oracle(dataset: MedsDataset, prepared: Prepared) -> Iterator[Scored]:
     """The simulator's own hazards, where the dataset was simulated."""
-    if not (dataset.root / TRUTH_FILE).is_file():
-        return
-    truth = read_truth(dataset.root)
-    data, at = prepared.data, prepared.data.index(HELD_OUT)
-    rows = data.rows[at].select("subject_id", "prediction_time")
-    own = rows.join(truth, on=["subject_id", "prediction_time"], how="inner", maintain_order="left")
-    if own.height < rows.height or not _same_outcome(own, data.rows[at], data.grid.tau):
-        return  # another question than the one the truth answers
-    times = data.grid.curve_times()
-    predictions = Predictions(
-        subject_id=rows["subject_id"].to_numpy(),
-        prediction_time=rows["prediction_time"].to_numpy(),
-        risk=own["log_hazard"].to_numpy(),
-        horizon_days=times,
-        survival=true_survival(own, times),
-        cohort_fingerprint=data.cohort_fingerprint,
-        model=ORACLE,
-    )
-    yield Scored(ORACLE, ORACLE, "the simulator's true hazards: the best any model can do", 0, predictions)
+    predictions = oracle_predictions(dataset, prepared.data, prepared.data.index(HELD_OUT))
+    if predictions is not None:
+        yield Scored(ORACLE, ORACLE, WHY, 0, predictions)

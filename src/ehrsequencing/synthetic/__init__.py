@@ -2,6 +2,15 @@
 
 from ehrsequencing.synthetic.hazard import log_hazard
 from ehrsequencing.synthetic.simulate import simulate, simulated_task
-from ehrsequencing.synthetic.truth import read_truth, true_survival
+from ehrsequencing.synthetic.truth import has_causes, read_truth, true_cif, true_event_free, true_survival
 
-__all__ = ["log_hazard", "read_truth", "simulate", "simulated_task", "true_survival"]
+__all__ = [
+    "has_causes",
+    "log_hazard",
+    "read_truth",
+    "simulate",
+    "simulated_task",
+    "true_cif",
+    "true_event_free",
+    "true_survival",
+]

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from ehrsequencing.config import SUBJECTS_PER_SHARD, SimulateConfig, TaskConfig, parse
-from ehrsequencing.events import MedsDataset, fill, staged
+from ehrsequencing.events import DEATH, MedsDataset, fill, staged
 from ehrsequencing.synthetic.blocks import blocks
-from ehrsequencing.synthetic.truth import TRUTH_FILE
+from ehrsequencing.synthetic.truth import DEATH_CAUSE, TRUTH_FILE
 from ehrsequencing.synthetic.vocabulary import OUTCOME, Vocabulary
 
 LABEL_FILE = "labels/prediction_times.parquet"
@@ -40,28 +40,29 @@ def simulate(out: Path | str, config: SimulateConfig, *, subjects_per_shard: int
         truth = pl.concat(truths)
         truth.write_parquet(folder / TRUTH_FILE)
         _write_labels(truth, folder / LABEL_FILE)
-        text = yaml.safe_dump(_task(), sort_keys=False)
+        text = yaml.safe_dump(_task(config), sort_keys=False)
         (folder / TASK_FILE).write_text(text, encoding="utf-8")
     return MedsDataset.open(out)
 
 
-def simulated_task() -> TaskConfig:
+def simulated_task(config: SimulateConfig = SimulateConfig()) -> TaskConfig:
     """The task of a simulated dataset: heart failure within five years of each patient's prediction_time.
 
-    >>> simulated_task().outcome.code
-    'ICD10CM//I50.9'
+    >>> simulated_task().outcome.code, simulated_task(SimulateConfig(competing_death=True)).causes
+    ('ICD10CM//I50.9', ('outcome', 'death'))
     """
-    return parse(TaskConfig, _task(), TASK_FILE)
+    return parse(TaskConfig, _task(config), TASK_FILE)
 
 
-def _task() -> dict[str, object]:
-    return {
+def _task(config: SimulateConfig) -> dict[str, object]:
+    task: dict[str, object] = {
         "name": "heart_failure",
         "index": {"labels": LABEL_FILE},
         "outcome": {"code": OUTCOME},
         "horizon_days": HORIZON_DAYS,
         "follow_up": {"end": "last_record"},
     }
+    return task | ({"competing": {DEATH_CAUSE: DEATH}} if config.competing_death else {})
 
 
 def _shards(
