@@ -12,20 +12,30 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from scipy.integrate import quad
 from scipy.optimize import minimize
 
 from ehrsequencing.cohort import build_cohort
 from ehrsequencing.cohort.cut import cut
 from ehrsequencing.config import FeaturesConfig, InputConfig, SimulateConfig, TaskConfig, load_yaml
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation.metrics import brier, harrell_c
+from ehrsequencing.evaluation.metrics import brier, harrell_c, integrated_brier
 from ehrsequencing.events import MedsDataset, check
 from ehrsequencing.features import FeatureSpec, build_features
-from ehrsequencing.nonparametric import KaplanMeier, censoring_distribution
-from ehrsequencing.synthetic import log_hazard, read_truth, simulate, simulated_task, true_survival
+from ehrsequencing.nonparametric import AalenJohansen, KaplanMeier, censoring_distribution
+from ehrsequencing.synthetic import (
+    log_hazard,
+    read_truth,
+    simulate,
+    simulated_task,
+    true_cif,
+    true_event_free,
+    true_survival,
+)
 from ehrsequencing.synthetic import vocabulary as v
 from ehrsequencing.synthetic.blocks import BLOCK
 from ehrsequencing.synthetic.hazard import Weibull
+from ehrsequencing.timegrid import truncate
 
 HORIZON = 1_826.0
 PREDICTION = dt.datetime(2012, 6, 1)
@@ -360,3 +370,72 @@ def test_ridge_cox_on_counts_falls_well_short_of_the_oracle(history: pl.DataFram
     counts, everything = recovered(("age", "static:", "count:")), recovered(("",))
     assert 0.55 < counts < 0.85
     assert counts < everything < 0.92
+
+
+# --- competing death -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def deadly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("deadly") / "demo"
+    simulate(out, SimulateConfig(patients=4_000, seed=1, competing_death=True, noise_codes=20))
+    return out
+
+
+def test_the_incidences_are_the_integrals_they_claim_to_be(deadly: Path) -> None:
+    """Against adaptive quadrature in u = (t / scale)^shape, where the outcome's density has no corner at 0."""
+    truth, times = read_truth(deadly).head(8), np.array([5.0, HORIZON, 400.0])
+    cif = true_cif(truth, times)
+    for i, row in enumerate(truth.rows(named=True)):
+        a, b = math.exp(row["log_hazard"]), math.exp(row["death_log_hazard"])
+        k, s = row["baseline_shape"], row["baseline_scale_days"]
+
+        def density(u: float, a: float = a, b: float = b, row: dict = row, k: float = k, s: float = s) -> float:
+            return a * math.exp(-a * u - b * (s * u ** (1 / k) / row["death_scale_days"]) ** row["death_shape"])
+
+        for j, t in enumerate(times):
+            expected = quad(density, 0, (t / s) ** k, epsabs=1e-12)[0]
+            assert cif["outcome"][i, j] == pytest.approx(expected, abs=1e-9)
+    whole = cif["outcome"] + cif["death"] + true_event_free(truth, times)
+    np.testing.assert_allclose(whole, 1.0, atol=1e-12)
+    assert true_cif(truth, np.array([0.0]))["outcome"].tolist() == [[0.0]] * 8
+
+
+def test_the_incidences_are_calibrated_and_survival_of_the_outcome_alone_is_not(deadly: Path) -> None:
+    truth, times = read_truth(deadly), np.array([730.0, HORIZON])
+    duration, event = truth["duration"].to_numpy(), truth["event"].cast(pl.Int64).to_numpy()
+    cif = true_cif(truth, times)
+    group = np.digitize(truth["log_hazard"].to_numpy(), np.quantile(truth["log_hazard"], [0.25, 0.5, 0.75]))
+    for number in range(4):
+        rows = group == number
+        observed = AalenJohansen.fit(duration[rows], event[rows]).at(times)  # [2, causes]
+        np.testing.assert_allclose(cif["outcome"][rows].mean(axis=0), observed[:, 0], atol=0.035)
+        np.testing.assert_allclose(cif["death"][rows].mean(axis=0), observed[:, 1], atol=0.035)
+    alone = 1 - true_survival(truth, times).mean(axis=0)  # what the risk would be, were there no death
+    assert alone[1] > cif["outcome"].mean(axis=0)[1] + 0.01
+
+
+def test_nothing_has_a_lower_brier_score_than_the_true_incidences(deadly: Path) -> None:
+    truth, times = read_truth(deadly), np.linspace(0, HORIZON, 11)[1:]
+    event = truth["event"].cast(pl.Int64).to_numpy()
+    duration, event = truncate(truth["duration"].to_numpy(), event, HORIZON)
+    censoring = censoring_distribution(truth["duration"].to_numpy(), truth["event"].cast(pl.Int64).to_numpy())
+
+    def score(changed: pl.DataFrame) -> float:
+        free = 1 - true_cif(changed, times)["outcome"]
+        return integrated_brier(duration, event, free, times, censoring, HORIZON)
+
+    best = score(truth)
+    for wrong in (pl.col("log_hazard") + 0.3, pl.col("log_hazard") * 1.4, pl.col("log_hazard") * 0.6):
+        assert score(truth.with_columns(log_hazard=wrong)) > best
+    for wrong in (pl.col("death_log_hazard") + 1.0, pl.col("death_log_hazard") - 2.0):
+        assert score(truth.with_columns(death_log_hazard=wrong)) > best
+    assert integrated_brier(duration, event, true_survival(truth, times), times, censoring, HORIZON) > best
+
+
+def test_the_task_of_a_deadly_simulation_names_death(deadly: Path) -> None:
+    task = load_yaml(TaskConfig, deadly / "task.yaml")
+    assert task == simulated_task(SimulateConfig(competing_death=True))
+    assert task.causes == ("outcome", "death")
+    table = build_cohort(MedsDataset.open(deadly), task).table
+    assert table["event"].cast(pl.Int8).equals(read_truth(deadly)["event"])

@@ -271,10 +271,10 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Discrimination and calibration with intervals, on the patients both files share."""
-    from ehrsequencing.study import steps
+    from ehrsequencing.study.score_file import evaluate_file
 
     to = Output(as_json, quiet)
-    found = steps.evaluate_file(predictions, cohort, horizons=tuple(horizon or ()), bootstrap=bootstrap, split=split)
+    found = evaluate_file(predictions, cohort, horizons=tuple(horizon or ()), bootstrap=bootstrap, split=split)
     to.result(found.text(), found.to_json())
     to.next("validate", "BUNDLE", "MEDS", "TASK.yaml", "OUT")
 

@@ -49,12 +49,15 @@ class SurvivalPredictions(Protocol):
     def risk(self) -> np.ndarray: ...
     @property
     def horizon_days(self) -> np.ndarray: ...
+    @property
+    def cif(self) -> Mapping[str, np.ndarray]: ...
     def survival_at(self, times: np.ndarray) -> np.ndarray: ...
+    def outcome_risk_at(self, times: np.ndarray) -> np.ndarray: ...
 
 
 def outcome_free_at(predictions: SurvivalPredictions, times: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, "n m"]:
     """The predicted probability of no outcome up to each time: S(t), or with competing events 1 − CIF(t)."""
-    return 1.0 - predictions.outcome_risk_at(times) if getattr(predictions, "cif", None) else predictions.survival_at(times)
+    return 1.0 - predictions.outcome_risk_at(times) if predictions.cif else predictions.survival_at(times)
 
 
 @dataclass(frozen=True)
@@ -320,8 +323,9 @@ def evaluate(
     horizons: Sequence[float] = (),
     n_boot: int = 1_000,
     seed: int = 0,
+    subject_id: Int64[np.ndarray, " n"] | None = None,
 ) -> dict[str, Interval]:
-    """``harrell_c``, ``uno_c``, ``ibs``, ``brier@<days>``, ``ici@<days>`` of one model, or of its seeds, with intervals.
+    """``harrell_c``, ``uno_c``, ``ibs``, ``brier@<days>``, ``ici@<days>`` of one model or its seeds, with intervals.
 
     For several models make one ``Evaluation`` and score them all. What the intervals cover: ``INTERVAL_MEANING``.
     """
@@ -334,6 +338,7 @@ def evaluate(
         horizons=horizons,
         n_boot=n_boot,
         seed=seed,
+        subject_id=subject_id,
     )
     return evaluation.score(predictions).intervals()
 
@@ -366,7 +371,11 @@ def brier_name(horizon: float) -> str:
 
 
 def ici_name(horizon: float) -> str:
-    """The key of the integrated calibration index at a horizon."""
+    """The key of the integrated calibration index at a horizon.
+
+    >>> ici_name(365.0)
+    'ici@365'
+    """
     return brier_name(horizon).replace("brier", "ici")
 
 

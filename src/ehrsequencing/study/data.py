@@ -227,6 +227,13 @@ def prepare(
     return Prepared(data, spec, tau, describe_casemix(history, train, tokenizer, tau, cohort.task.causes))
 
 
+def training_grid(cohort: Cohort) -> TimeGrid:
+    """The time grid of a cohort's training split, up to its own horizon."""
+    train = cohort.table.filter(pl.col("split") == TRAIN)
+    duration, event = train["duration"].to_numpy(), train["event"].to_numpy()
+    return TimeGrid.fit(duration, event, choose_tau(duration, event, cohort.task.horizon_days))
+
+
 def common_tau(cohort: Cohort, parts: Sequence[Division]) -> float:
     """One τ for all folds: the task's own, or the shortest that any fold's training rows support."""
     taus = []

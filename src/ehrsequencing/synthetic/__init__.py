@@ -1,11 +1,14 @@
 """Simulated records in which the truth is known: the outcome's hazard is an exact function of the recorded history."""
 
+from ehrsequencing.synthetic.every_visit import has_states, landmark_survival
 from ehrsequencing.synthetic.hazard import log_hazard
 from ehrsequencing.synthetic.simulate import simulate, simulated_task
 from ehrsequencing.synthetic.truth import has_causes, read_truth, true_cif, true_event_free, true_survival
 
 __all__ = [
     "has_causes",
+    "has_states",
+    "landmark_survival",
     "log_hazard",
     "read_truth",
     "simulate",

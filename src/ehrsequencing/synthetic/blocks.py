@@ -26,7 +26,8 @@ from ehrsequencing.synthetic.vocabulary import Vocabulary
 
 BLOCK = 1_000
 """Patients drawn together, always as many: so that neither shards nor the number of patients change a patient."""
-_STATIC = np.iinfo(np.int64).min
+STATIC = np.iinfo(np.int64).min
+"""In place of a second: recorded without a time."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _block(config: SimulateConfig, vocabulary: Vocabulary, number: int) -> tuple
     outcome = draw_outcome(rng, people, records, vocabulary, config.competing_death)
     lived = tidy(join([_until(records, outcome.last), *_milestones(people, outcome, vocabulary.ids)]))
     subjects = number * BLOCK + 1 + np.arange(BLOCK)
-    return _events(lived, people, subjects, vocabulary), _truth(outcome, people, subjects, config.competing_death)
+    return as_events(lived, people, subjects, vocabulary), _truth(outcome, people, subjects, config.competing_death)
 
 
 def draw_records(rng: np.random.Generator, people: People, vocabulary: Vocabulary) -> Draw:
@@ -135,15 +136,16 @@ def _milestones(people: People, outcome: Outcome, ids: dict[str, int]) -> list[D
     sex = np.where(people.male, ids[v.MALE], ids[v.FEMALE])
     nothing = np.full(people.n, np.nan)
     return [
-        Draw(everybody, np.full(people.n, _STATIC), sex, nothing),
+        Draw(everybody, np.full(people.n, STATIC), sex, nothing),
         population.without_value(everybody, -people.age_days * DAY, ids[BIRTH]),
         population.without_value(seen, outcome.outcome[seen], ids[v.OUTCOME]),
         population.without_value(dead, outcome.death[dead], ids[DEATH]),
     ]
 
 
-def _events(draw: Draw, people: People, subjects: Int64[np.ndarray, " n"], vocabulary: Vocabulary) -> pl.DataFrame:
-    static = draw.second == _STATIC
+def as_events(draw: Draw, people: People, subjects: Int64[np.ndarray, " n"], vocabulary: Vocabulary) -> pl.DataFrame:
+    """A tidy draw as MEDS events."""
+    static = draw.second == STATIC
     second = np.where(static, 0, draw.second) + people.prediction_day[draw.patient] * DAY
     time = pl.Series(second * 1_000_000).cast(pl.Datetime("us"))
     value = pl.Series(draw.value.astype(np.float32), nan_to_null=True)

@@ -12,6 +12,7 @@ import yaml
 
 from ehrsequencing.config import SUBJECTS_PER_SHARD, SimulateConfig, TaskConfig, parse
 from ehrsequencing.events import DEATH, MedsDataset, fill, staged
+from ehrsequencing.synthetic import every_visit
 from ehrsequencing.synthetic.blocks import blocks
 from ehrsequencing.synthetic.truth import DEATH_CAUSE, TRUTH_FILE
 from ehrsequencing.synthetic.vocabulary import OUTCOME, Vocabulary
@@ -19,14 +20,25 @@ from ehrsequencing.synthetic.vocabulary import OUTCOME, Vocabulary
 LABEL_FILE = "labels/prediction_times.parquet"
 TASK_FILE = "task.yaml"
 HORIZON_DAYS = 1_826.0
+EVERY_VISIT_TASK: dict[str, object] = {
+    "name": "heart_failure_at_every_visit",
+    "index": {"after_history_days": 180},
+    "outcome": {"code": OUTCOME},
+    "horizon_days": HORIZON_DAYS,
+    "follow_up": {"end": "last_record"},
+    "predict_at": "every_visit",
+    "evaluate_at": {"after_history_days": 730},
+}
+BLOCKS = {"index": blocks, "every_visit": every_visit.blocks}
 
 
 def simulate(out: Path | str, config: SimulateConfig, *, subjects_per_shard: int = SUBJECTS_PER_SHARD) -> MedsDataset:
     """Write a simulated MEDS dataset with a known truth.
 
-    Beside ``data/`` and ``metadata/`` the folder holds ``labels/prediction_times.parquet`` (a MEDS label file),
-    ``task.yaml`` (names the label file within the dataset) and ``truth.parquet`` (see ``read_truth``). Patients are
-    the same whatever their number and that of shards; the same seed gives the same bytes.
+    Beside ``data/`` and ``metadata/`` the folder holds ``labels/prediction_times.parquet`` (a MEDS label file; not
+    where every visit is asked about), ``task.yaml`` (names the label file within the dataset) and ``truth.parquet``
+    (see ``read_truth``). Patients are the same whatever their number and that of shards; the same seed gives the same
+    bytes.
 
     Raises:
         EhrError: (ENVIRONMENT) ``out`` cannot be written or holds something else.
@@ -39,7 +51,8 @@ def simulate(out: Path | str, config: SimulateConfig, *, subjects_per_shard: int
         fill(folder, frames, name="simulated", codes=vocabulary.table(), metadata=facts)
         truth = pl.concat(truths)
         truth.write_parquet(folder / TRUTH_FILE)
-        _write_labels(truth, folder / LABEL_FILE)
+        if config.question == "index":
+            _write_labels(truth, folder / LABEL_FILE)
         text = yaml.safe_dump(_task(config), sort_keys=False)
         (folder / TASK_FILE).write_text(text, encoding="utf-8")
     return MedsDataset.open(out)
@@ -55,6 +68,8 @@ def simulated_task(config: SimulateConfig = SimulateConfig()) -> TaskConfig:
 
 
 def _task(config: SimulateConfig) -> dict[str, object]:
+    if config.question == "every_visit":
+        return EVERY_VISIT_TASK
     task: dict[str, object] = {
         "name": "heart_failure",
         "index": {"labels": LABEL_FILE},
@@ -70,10 +85,10 @@ def _shards(
 ) -> Iterator[pl.DataFrame]:
     """Blocks regrouped into shards of ``size`` patients; each block's truth is kept in ``truths``."""
     waiting, first = pl.DataFrame(), 1
-    for events, truth in blocks(config, vocabulary):
+    for events, truth in BLOCKS[config.question](config, vocabulary):
         truths.append(truth)
         waiting = pl.concat([waiting, events]) if waiting.height else events
-        last = int(truth["subject_id"][-1])
+        last = int(events["subject_id"].max() or 0)  # type: ignore[arg-type]
         while last - first + 1 >= size:
             shard = pl.col("subject_id") < first + size
             yield waiting.filter(shard)

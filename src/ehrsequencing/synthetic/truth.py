@@ -14,17 +14,17 @@ from ehrsequencing.errors import EhrError, Exit
 TRUTH_FILE = "truth.parquet"
 DEATH_CAUSE = "death"
 """The name of the competing event in the simulator's task."""
-QUADRATURE_NODES = 64
-"""Gauss–Legendre nodes between neighbouring times of a cumulative incidence; it is then exact to 1e-8."""
-_NEEDED = ("subject_id", "prediction_time", "log_hazard", "baseline_shape", "baseline_scale_days", "duration", "event")
+QUADRATURE_NODES = 32
+"""Gauss–Legendre nodes between neighbouring times of a cumulative incidence; it is then exact to 1e-9."""
+_NEEDED = ("subject_id", "prediction_time", "log_hazard", "duration", "event")
 
 
 def read_truth(folder: Path | str) -> pl.DataFrame:
-    """The truth of a simulated dataset, one row a patient, sorted by subject_id.
+    """The truth of a simulated dataset, one row a patient (or a visit, asked at every one), sorted by both.
 
-    Columns: subject_id, prediction_time, log_hazard, baseline_shape, baseline_scale_days, and what was drawn: duration
-    (days), event (1 outcome, 2 competing death, 0 censored). With competing death also death_log_hazard, death_shape,
-    death_scale_days.
+    Columns: subject_id, prediction_time, log_hazard, and what was drawn: duration (days), event (1 outcome, 2 competing
+    death, 0 censored). Asked once a patient: baseline_shape, baseline_scale_days; with competing death also
+    death_log_hazard, death_shape, death_scale_days. Asked at every visit: the state that ``landmark_survival`` reads.
 
     Raises:
         EhrError: (DATA) ``folder`` is no dataset of the simulator.
@@ -41,7 +41,7 @@ def read_truth(folder: Path | str) -> pl.DataFrame:
     missing = [name for name in _NEEDED if name not in truth.columns]
     if missing:
         raise EhrError(f"column {missing[0]} is missing", str(path), "simulate again", code=Exit.DATA)
-    return truth.sort("subject_id")
+    return truth.sort("subject_id", "prediction_time")
 
 
 def true_survival(truth: pl.DataFrame, times_days: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, "n m"]:
@@ -66,7 +66,7 @@ def has_causes(truth: pl.DataFrame) -> bool:
 def true_cif(truth: pl.DataFrame, times_days: Float64[np.ndarray, " m"]) -> dict[str, Float64[np.ndarray, "n m"]]:
     """CIF_r(t | history) = ∫₀ᵗ h_r(u) exp(−H₁(u) − H₂(u)) du of the outcome (1) and of death (2).
 
-    By Gauss–Legendre quadrature between neighbouring times. The absolute error is below 1e-8, so that the two and
+    By Gauss–Legendre quadrature between neighbouring times. The absolute error is below 1e-9, so that the two and
     ``true_event_free`` sum to 1 within that.
 
     Args:
