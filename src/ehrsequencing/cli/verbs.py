@@ -66,14 +66,16 @@ def simulate(
     seed: Seed = 0,
     noise_codes: Annotated[int, typer.Option(min=0, help="codes that mean nothing")] = 300,
     competing_death: Annotated[bool, typer.Option(help="patients may die before the outcome")] = False,
+    question: Annotated[str, typer.Option(help="index (one prediction a patient) or every_visit")] = "index",
     quiet: Quiet = False,
 ) -> None:
     """Write a MEDS dataset whose true hazards are known, with task.yaml and truth.parquet beside it."""
-    from ehrsequencing.config import SimulateConfig
+    from ehrsequencing.config import SimulateConfig, parse
     from ehrsequencing.synthetic import simulate as run
 
-    config = SimulateConfig(patients=patients, seed=seed, noise_codes=noise_codes, competing_death=competing_death)
-    dataset = run(out, config)
+    settings = {"patients": patients, "seed": seed, "noise_codes": noise_codes}
+    asked = {"competing_death": competing_death, "question": question}
+    dataset = run(out, parse(SimulateConfig, settings | asked, "ehrseq simulate"))
     to = Output(quiet=quiet)
     to.say(f"{patients:,} simulated patients in {dataset.root}; the task is {dataset.root / 'task.yaml'}")
     to.next("cohort", out, out / "task.yaml", beside(out, "cohort"))
