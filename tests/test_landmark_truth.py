@@ -84,27 +84,27 @@ def test_the_branches_are_calibrated_at_early_and_late_visits(truth: pl.DataFram
     times = np.array([365.0, HORIZON])
     for day in (0, 730):
         rows = landmarks(truth, day)
-        survival, error = landmark_survival(rows, times, branches=20, seed=1)
+        survival, error = landmark_survival(rows, times, branches=10, seed=1)
         duration, event = rows["duration"].to_numpy(), rows["event"].cast(pl.Int64).to_numpy()
         low = rows["log_hazard"].to_numpy() < rows["log_hazard"].median()  # not by the noisy estimate itself
         for part in (low, ~low):
             observed = KaplanMeier.fit(duration[part], event[part])
             np.testing.assert_allclose(survival[part].mean(axis=0), observed.at(times), atol=0.05)
-        assert error.max() < 0.07
+        assert error.max() < 0.12
 
 
 def test_the_stated_error_is_that_of_repeating_the_draw(truth: pl.DataFrame) -> None:
     rows, times = truth.sample(12, seed=0), np.array([700.0, HORIZON])
-    draws = [landmark_survival(rows, times, branches=30, seed=seed) for seed in range(40)]
+    draws = [landmark_survival(rows, times, branches=30, seed=seed) for seed in range(25)]
     spread = np.std([survival for survival, _ in draws], axis=0, ddof=1)
     stated = np.sqrt(np.mean([error**2 for _, error in draws], axis=0))
     np.testing.assert_allclose(stated, spread, rtol=0.5)
-    assert stated.mean() == pytest.approx(spread.mean(), rel=0.15)
+    assert stated.mean() == pytest.approx(spread.mean(), rel=0.2)
 
 
 def test_the_branches_know_more_than_the_hazard_held_still(truth: pl.DataFrame) -> None:
     rows = landmarks(truth, 730)
-    survival, _ = landmark_survival(rows, np.array([HORIZON]), branches=20)
+    survival, _ = landmark_survival(rows, np.array([HORIZON]), branches=10)
     outcome = truncate(rows["duration"].to_numpy(), rows["event"].cast(pl.Int64).to_numpy(), HORIZON)
     frozen = np.exp(-RATE_PER_DAY * HORIZON * np.exp(rows["log_hazard"].to_numpy()))
     assert harrell_c(*outcome, 1 - survival[:, 0]) > harrell_c(*outcome, rows["log_hazard"].to_numpy())
