@@ -437,3 +437,5 @@ def test_the_task_of_a_deadly_simulation_names_death(deadly: Path) -> None:
     task = load_yaml(TaskConfig, deadly / "task.yaml")
     assert task == simulated_task(SimulateConfig(competing_death=True))
     assert task.causes == ("outcome", "death")
+    table = build_cohort(MedsDataset.open(deadly), task).table
+    assert table["event"].cast(pl.Int8).equals(read_truth(deadly)["event"])

@@ -22,7 +22,7 @@ from ehrsequencing.synthetic.hazard import (
 )
 from ehrsequencing.synthetic.population import CONDITIONS, DRUGS, Condition, Drug
 
-RATE_PER_DAY = 1.0 / 2_600.0
+RATE_PER_DAY = 1.0 / 4_000.0
 """The constant baseline of the outcome's hazard; e^η multiplies it."""
 SHORTEST_GAP, MEAN_GAP, GAP_PER_CONDITION = 14.0, 170.0, 0.88
 """Days between visits: at least, and on average beyond that; every chronic condition shortens the average."""
