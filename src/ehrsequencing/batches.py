@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -194,6 +196,70 @@ class Targets:
 
 
 @dataclass(frozen=True, eq=False)
+class VisitPlaces:
+    """Where n visits are predicted: each in a window (a row of ``tokens``), after the visit of that number there."""
+
+    tokens: TokenStore
+    window: Int64[np.ndarray, " n"]
+    visit: Int64[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.window)
+
+    def take(self, rows: Integer[np.ndarray, " m"]) -> VisitPlaces:
+        """The given visits, over the same windows."""
+        return replace(self, window=self.window[rows], visit=self.visit[rows])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """blake2b of the windows' content and of the places, in order (32 hexadecimal digits)."""
+        digest = hashlib.blake2b(self.tokens.fingerprint.encode(), digest_size=16)
+        for part in (self.tokens.subject_id, self.tokens.prediction_time, self.window, self.visit):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class VisitData:
+    """Every visit of a cohort's subjects as a prediction of its own, read from windows of their whole records.
+
+    Attributes:
+        rows: ``subject_id, prediction_time, duration, event, split``, truncated at τ, sorted by subject and time; the
+            rows of a subject share its split.
+        places: where each row is predicted.
+        evaluated: which of these rows each row of the SurvivalData is.
+    """
+
+    rows: pl.DataFrame
+    places: VisitPlaces
+    evaluated: Int64[np.ndarray, " m"]
+    grid: TimeGrid
+
+    def __len__(self) -> int:
+        return self.rows.height
+
+    def index(self, split: str) -> Int64[np.ndarray, " k"]:
+        """Positions of the visits of ``train``, ``tuning`` or ``held_out``, ascending."""
+        return np.flatnonzero((self.rows["split"] == split).to_numpy())
+
+    def targets(self, index: Integer[np.ndarray, " k"]) -> Targets:
+        """Outcomes of the given visits, each from its own prediction_time on."""
+        return _targets(self.rows, index, self.grid)
+
+    def patients(self, split: str) -> tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"]]:
+        """The position of each patient's first visit, and how many there are, in a split."""
+        at = self.index(split)
+        _, first, count = np.unique(self.rows["subject_id"].to_numpy()[at], return_index=True, return_counts=True)
+        return at[first], count
+
+    def evenly(self, split: str, each: int) -> Int64[np.ndarray, " k"]:
+        """``each`` visits of every patient of a split, evenly over its record; of short records some come twice."""
+        begin, count = self.patients(split)
+        places = (np.arange(each) + 0.5) / each
+        return (begin[:, None] + np.floor(places * count[:, None]).astype(np.int64)).ravel()
+
+
+@dataclass(frozen=True, eq=False)
 class SurvivalData:
     """What all models of one split or fold share; row i is the same subject everywhere.
 
@@ -201,6 +267,7 @@ class SurvivalData:
         rows: ``subject_id, prediction_time, duration, event, split``, truncated at τ.
         tokens, features: of the same rows, in the same order.
         causes: the names of events 1, 2, …, the outcome first.
+        visits: with predictions at every visit, what the encoder learns from; ``rows`` are then the visits evaluated.
     """
 
     rows: pl.DataFrame
@@ -210,6 +277,7 @@ class SurvivalData:
     tokenizer: Tokenizer
     cohort_fingerprint: str
     causes: tuple[str, ...] = (OUTCOME,)
+    visits: VisitData | None = None
 
     def __post_init__(self) -> None:
         sizes = {"tokens": len(self.tokens), "features": len(self.features.values)}
@@ -244,5 +312,9 @@ class SurvivalData:
 
     def targets(self, index: Integer[np.ndarray, " m"]) -> Targets:
         """Outcomes of the given positions."""
-        duration = self.rows["duration"].cast(pl.Float64).to_numpy()[index]
-        return Targets.of(duration, self.rows["event"].cast(pl.Int64).to_numpy()[index], self.grid)
+        return _targets(self.rows, index, self.grid)
+
+
+def _targets(rows: pl.DataFrame, index: Integer[np.ndarray, " m"], grid: TimeGrid) -> Targets:
+    duration = rows["duration"].cast(pl.Float64).to_numpy()[index]
+    return Targets.of(duration, rows["event"].cast(pl.Int64).to_numpy()[index], grid)

@@ -10,16 +10,17 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64
 
+from ehrsequencing.batches import VisitPlaces
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.cohort import cut, prediction_rows
 from ehrsequencing.config import TaskConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.features import build_features
-from ehrsequencing.models.forward import hazard_logits
+from ehrsequencing.models.forward import hazard_logits, visit_logits
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.timegrid import TimeGrid
-from ehrsequencing.tokens import tokenize
+from ehrsequencing.tokens import Tokenizer, tokenize, tokenize_windows
 
 
 def predict(bundle: Bundle, dataset: MedsDataset, *, labels: Path | None = None, row: str | None = None) -> Predictions:
@@ -55,12 +56,32 @@ def row_logits(
     asked, visit_column = task or bundle.task, bundle.tokenizer.config.visit_column
     history = cut(dataset.scan(), rows, asked, visit_column=visit_column).collect(engine="streaming")
     deep = wide = None
-    if chosen.alpha > 0:
+    if chosen.alpha > 0 and bundle.model.config.predict_at == "every_visit":
+        deep = visit_logits(bundle.model, read_visits(dataset, rows, bundle.task, bundle.tokenizer))  # [n, K]
+    elif chosen.alpha > 0:
         tokens = tokenize(history, rows, bundle.tokenizer)
         deep = hazard_logits(bundle.model, tokens, np.arange(len(tokens)))  # [n, K]
     if chosen.alpha < 1:
         wide = bundle.wide.logits(build_features(history, rows, bundle.features).values)  # [n, K]
     return name, chosen.logits(deep, wide)
+
+
+def read_visits(dataset: MedsDataset, rows: pl.DataFrame, task: TaskConfig, tokenizer: Tokenizer) -> VisitPlaces:
+    """Where each of ``rows`` (a visit's last event each) is predicted, in windows of its subject's record.
+
+    Raises:
+        EhrError: exit 10 where the task looks back only so many days, which one reading of a record cannot do for
+            every visit at once; exit 15 for a row within a visit.
+    """
+    if task.input.lookback_days is not None:
+        what = "at every visit a record is read once, so that a look-back cannot begin anew at each visit"
+        raise EhrError(what, "input.lookback_days", "leave it out, or predict at an index", code=Exit.CONFIG)
+    records = rows.group_by("subject_id").agg(pl.col("prediction_time").max()).sort("subject_id")
+    history = cut(dataset.scan(), records, task).collect(engine="streaming")
+    windows = tokenize_windows(history, records, tokenizer)
+    window, visit = windows.locate(rows)
+    asked = np.unique(window)
+    return VisitPlaces(windows.take(asked).tokens, np.searchsorted(asked, window), visit)
 
 
 def to_predictions(

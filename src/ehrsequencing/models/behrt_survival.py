@@ -67,7 +67,9 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
         return pool(hidden, batch.mask)
 
     def hazards(self, features: Float[Tensor, "n F"]) -> Float[Tensor, "n K *R"]:
-        """The head over any number of pooled vectors, each to the same bits whichever others there are."""
+        """The head over any number of pooled vectors; in eval mode each to the same bits whichever others there are."""
+        if self.training:
+            return self.hazard_head(features)[:, 0]
         return self.hazard_head(whole_rows(features))[: len(features), 0]
 
     def train(self, mode: bool = True) -> BEHRTForSurvival:

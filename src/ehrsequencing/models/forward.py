@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
-from ehrsequencing.batches import Batch, collate, micro_batches
+from ehrsequencing.batches import Batch, VisitPlaces, collate, micro_batches
 from ehrsequencing.config import TOKEN_BUDGET
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.tokens import TokenStore
@@ -30,6 +30,31 @@ def in_micro_batches(
 def encode(model: BEHRTForSurvival, store: TokenStore, rows: Int64[np.ndarray, " n"]) -> Float32[Tensor, "n F"]:
     """Pooled features [n, 3H] in eval mode: what the hazard head reads."""
     return _in_eval(model, lambda: in_micro_batches(model.features, store, rows))
+
+
+def visit_features(model: BEHRTForSurvival, visits: VisitPlaces, budget: int = TOKEN_BUDGET) -> Float[Tensor, "n F"]:
+    """The pooled vectors of the visits, each window of their records encoded once; graphs are kept."""
+    found, where = [], []
+    for part in micro_batches(visits.tokens, np.unique(visits.window), budget):
+        at = np.flatnonzero(np.isin(visits.window, part))
+        order = np.argsort(part)
+        local = order[np.searchsorted(part, visits.window[at], sorter=order)]
+        pooled = model.features(collate(visits.tokens, part))  # [b,V,F]
+        found.append(pooled[torch.from_numpy(local), torch.from_numpy(visits.visit[at])])
+        where.append(at)
+    return torch.cat(found)[torch.from_numpy(np.argsort(np.concatenate(where)))]
+
+
+@torch.no_grad()
+def encode_visits(model: BEHRTForSurvival, visits: VisitPlaces) -> Float32[Tensor, "n F"]:
+    """Pooled vectors of the visits in eval mode: what the hazard head reads."""
+    return _in_eval(model, lambda: visit_features(model, visits))
+
+
+@torch.no_grad()
+def visit_logits(model: BEHRTForSurvival, visits: VisitPlaces) -> Float64[np.ndarray, "n K *R"]:
+    """Hazard logits of the visits in eval mode, as float64 for the arithmetic of survival."""
+    return _in_eval(model, lambda: model.hazards(visit_features(model, visits))).double().numpy()
 
 
 @torch.no_grad()

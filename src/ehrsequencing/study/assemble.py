@@ -33,11 +33,14 @@ def blend_name(strategy: str) -> str:
 def make_bundle(
     prepared: Prepared, task: TaskConfig, fitted: FineTuned, wide: RidgeHazard, facts: dict[str, Any]
 ) -> Bundle:
-    """One bundle with its rows: blend (the default), deep alone, wide alone; a control has no blend."""
+    """One bundle with its rows: blend (the default), deep alone, wide alone.
+
+    A control has no blend, nor has a model of every visit: wide is fitted where the cohort is evaluated only.
+    """
     data, strategy = prepared.data, fitted.strategy
     wide_logits = wide.logits(data.features.values)
     rows: dict[str, Row] = {}
-    if strategy.kind == "strategy":
+    if strategy.kind == "strategy" and data.visits is None:
         alpha = choose_alpha_on_tuning(data, fitted.logits, wide_logits)
         rows[blend_name(strategy.name)] = calibrated_row(data, alpha, fitted.logits, wide_logits)
     rows[strategy.name] = calibrated_row(data, 1.0, fitted.logits, wide_logits)
@@ -77,6 +80,8 @@ def _facts(data: SurvivalData, fitted: FineTuned) -> dict[str, Any]:
     text = ", ".join(f"{name.removeprefix('tuning_')} {value:.3f}" for name, value in tuning.items() if name != "score")
     return {
         "strategy": fitted.strategy.name,
+        "predict_at": fitted.model.config.predict_at,
+        "attention": fitted.model.config.attention,
         "parameters": fitted.counts,
         "footprint": footprint(fitted.model),
         "seconds": fitted.seconds,

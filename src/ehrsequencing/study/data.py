@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int64
 
-from ehrsequencing.batches import SurvivalData
+from ehrsequencing.batches import SurvivalData, VisitData
 from ehrsequencing.bundle import Encoder
 from ehrsequencing.cohort import Cohort, cut, whole_records
 from ehrsequencing.cohort.splits import periods, subject_splits, units
@@ -34,6 +34,7 @@ from ehrsequencing.config import (
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset, assign_folds, rank_hash
 from ehrsequencing.features import FeatureSpec, build_features
+from ehrsequencing.inference import read_visits
 from ehrsequencing.sources.omop import convert_omop
 from ehrsequencing.sources.synthea import convert_synthea
 from ehrsequencing.study.casemix import describe_casemix
@@ -206,7 +207,8 @@ def prepare(
         EhrError: the encoder was pretrained on tuning or held-out subjects (exit 15); the horizon is too long (12).
     """
     table, tokenizer = cohort.table, encoder.tokenizer
-    encoder.refuse_seen(table.filter(pl.col("split") != TRAIN)["subject_id"].to_numpy())
+    asked = table if cohort.visits is None else cohort.visits
+    encoder.refuse_seen(asked.filter(pl.col("split") != TRAIN)["subject_id"].unique().to_numpy())
     train = table.filter(pl.col("split") == TRAIN)
     duration, event = train["duration"].to_numpy(), train["event"].to_numpy()
     tau = choose_tau(duration, event, cohort.task.horizon_days) if tau is None else tau
@@ -223,6 +225,7 @@ def prepare(
         tokenizer=tokenizer,
         cohort_fingerprint=cohort.fingerprint,
         causes=cohort.task.causes,
+        visits=None if cohort.visits is None else _visit_data(dataset, cohort, cohort.visits, tokenizer, grid),
     )
     return Prepared(data, spec, tau, describe_casemix(history, train, tokenizer, tau, cohort.task.causes))
 
@@ -232,6 +235,26 @@ def training_grid(cohort: Cohort) -> TimeGrid:
     train = cohort.table.filter(pl.col("split") == TRAIN)
     duration, event = train["duration"].to_numpy(), train["event"].to_numpy()
     return TimeGrid.fit(duration, event, choose_tau(duration, event, cohort.task.horizon_days))
+
+
+def _visit_data(
+    dataset: MedsDataset, cohort: Cohort, visits: pl.DataFrame, tokenizer: Tokenizer, grid: TimeGrid
+) -> VisitData:
+    """Every visit of the cohort, and which of them its table evaluates."""
+    keys = ["subject_id", "prediction_time"]
+    rows = visits.sort(keys)
+    numbered = rows.select(keys).with_row_index("at")
+    evaluated = cohort.table.select(keys).join(numbered, on=keys, how="left", maintain_order="left")["at"]
+    if evaluated.null_count():
+        what = f"{evaluated.null_count()} evaluated rows are no visits of the cohort"
+        raise EhrError(what, f"task {cohort.task.name}", "make the cohort again", code=Exit.COHORT)
+    shorter, seen = truncate(rows["duration"].to_numpy(), rows["event"].to_numpy(), grid.tau)
+    return VisitData(
+        rows=rows.with_columns(pl.Series("duration", shorter), pl.Series("event", seen.astype(np.int8))),
+        places=read_visits(dataset, rows, cohort.task, tokenizer),
+        evaluated=evaluated.to_numpy().astype(np.int64),
+        grid=grid,
+    )
 
 
 def common_tau(cohort: Cohort, parts: Sequence[Division]) -> float:

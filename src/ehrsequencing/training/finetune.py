@@ -9,15 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from ehrsequencing.batches import SurvivalData
+from ehrsequencing.batches import SurvivalData, VisitData
 from ehrsequencing.config import TRAIN, TUNING, OptimizerConfig
 from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.models.behrt import BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
-from ehrsequencing.models.forward import encode, hazard_logits, in_micro_batches
+from ehrsequencing.models.forward import (
+    encode,
+    encode_visits,
+    hazard_logits,
+    in_micro_batches,
+    visit_features,
+    visit_logits,
+)
 from ehrsequencing.models.heads import LinearHead
 from ehrsequencing.models.strategies import FootprintAudit, Strategy, find_strategy, footprint
 from ehrsequencing.models.wide import fit_ridge_hazard
@@ -26,6 +33,10 @@ from ehrsequencing.training.loop import Epoch, Progress, Schedule, Tick, silent,
 from ehrsequencing.training.objectives import SurvivalObjective, TuningScore
 from ehrsequencing.training.recipes import Recipe
 from ehrsequencing.training.resume import Resume, module_digest
+from ehrsequencing.training.visits import VisitObjective
+
+EVEN_ROWS, MOST_EVEN = 40_000, 8
+"""A convex fit reads about so many visits in all, at most so many of one patient."""
 
 
 class FeatureCache:
@@ -36,11 +47,16 @@ class FeatureCache:
         self.encoder_passes = 0
 
     def get(self, model: BEHRTForSurvival, data: SurvivalData) -> Float32[Tensor, "N F"]:
-        """Features of every row of ``data`` under the model's encoder, in eval mode."""
+        """Features of every row of ``data``, or of all of its visits, under the model's encoder, in eval mode."""
         order = hashlib.blake2b(data.tokens.subject_id.tobytes(), digest_size=16).hexdigest()
-        key = f"{module_digest(model.behrt)}/{data.tokens.fingerprint}/{order}/{model.config.attention}"
+        read = f"{data.tokens.fingerprint}/{order}" if data.visits is None else data.visits.places.fingerprint
+        key = f"{module_digest(model.behrt)}/{read}/{model.config.attention}"
         if key not in self._kept:
-            self._kept[key] = encode(model, data.tokens, np.arange(len(data)))
+            self._kept[key] = (
+                encode(model, data.tokens, np.arange(len(data)))
+                if data.visits is None
+                else encode_visits(model, data.visits.places)
+            )
             self.encoder_passes += 1
         return self._kept[key]
 
@@ -82,25 +98,27 @@ def finetune(
     *,
     seed: int = 0,
     dropout: float | None = None,
+    attention: str | None = None,
     cache: FeatureCache | None = None,
     progress: Progress = silent,
     resume: Resume | None = None,
 ) -> FineTuned:
     """Fit one strategy on the training split, stopped and selected on the tuning split; held-out rows are only scored.
 
-    ``encoder`` is copied, never changed; a strategy with a random encoder takes its sizes alone.
+    ``encoder`` is copied, never changed; a strategy with a random encoder takes its sizes alone. One pretrained under
+    another mask than the predictions need is refused unless ``attention`` names a mask (see ``from_encoder``).
     ``resume`` says where the loop's state is saved as it goes, and taken up again after a killed run.
     """
     started = time.perf_counter()
     strategy, cache = find_strategy(strategy), cache or FeatureCache()
     if strategy.head == "best":
         heads = [replace(strategy, head="mlp"), replace(strategy, head="linear")]
-        fits = [_fit(data, s, recipe, encoder, seed, dropout, cache, progress, resume) for s in heads]
+        fits = [_fit(data, s, recipe, encoder, seed, dropout, attention, cache, progress, resume) for s in heads]
         best = min(fits, key=lambda fit: fit.tuning(data)["tuning_nll"])
         best.notes.append(f"{best.strategy.head} head kept: lower tuning likelihood loss")
         fitted = replace(best, strategy=strategy)
     else:
-        fitted = _fit(data, strategy, recipe, encoder, seed, dropout, cache, progress, resume)
+        fitted = _fit(data, strategy, recipe, encoder, seed, dropout, attention, cache, progress, resume)
     spent = sum(epoch.seconds for epoch in fitted.history)  # part of it before the run was killed, perhaps
     return replace(fitted, seconds=max(spent, time.perf_counter() - started))
 
@@ -112,6 +130,7 @@ def _fit(
     encoder: BEHRTModel,
     seed: int,
     dropout: float | None,
+    attention: str | None,
     cache: FeatureCache,
     progress: Progress,
     resume: Resume | None,
@@ -120,7 +139,10 @@ def _fit(
     overrides: dict[str, Any] = {"n_bins": data.grid.n_bins, "head": strategy.head}
     if dropout is not None:
         overrides |= {"dropout": dropout, "head_dropout": dropout}
-    model = BEHRTForSurvival.from_encoder(encoder, strategy=strategy, **overrides)
+    predict_at = "index" if data.visits is None else "every_visit"
+    model = BEHRTForSurvival.from_encoder(
+        encoder, strategy=strategy, predict_at=predict_at, attention=attention, **overrides
+    )
     _prepare_head(model, data, cache)
     if strategy.head == "linear":
         return _fit_linear(model, data, strategy, cache, progress)
@@ -130,7 +152,8 @@ def _fit(
 def _prepare_head(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache) -> None:
     """Standardise features by the training rows under the encoder as it starts; bias at the marginal hazard."""
     rows = data.index(TRAIN)
-    features = cache.get(model, data)[torch.from_numpy(rows)]
+    learned = rows if data.visits is None else data.visits.index(TRAIN)
+    features = cache.get(model, data)[torch.from_numpy(learned)]
     targets = data.targets(rows)
     marginal = data.grid.marginal_logits(targets.duration.numpy(), targets.event.numpy())
     model.hazard_head.set_standardiser(features.mean(dim=0), features.std(dim=0))
@@ -140,14 +163,15 @@ def _prepare_head(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCac
 def _fit_linear(
     model: BEHRTForSurvival, data: SurvivalData, strategy: Strategy, cache: FeatureCache, progress: Progress
 ) -> FineTuned:
-    train_rows, tuning_rows = data.index(TRAIN), data.index(TUNING)
+    tuning_rows, visits = data.index(TUNING), data.visits
     x = cache.get(model, data).numpy()
+    train_rows = data.index(TRAIN) if visits is None else _even_visits(visits)
     counts = model.get_trainable_parameters()
     progress(Tick(strategy.name, 0, 1, _footprint(model, strategy)))
     ridge = fit_ridge_hazard(
         x[train_rows],
-        data.targets(train_rows),
-        x[tuning_rows],
+        (data if visits is None else visits).targets(train_rows),
+        x[_places(data, tuning_rows)],
         data.targets(tuning_rows),
         n_bins=data.grid.n_bins,
     )
@@ -155,7 +179,7 @@ def _fit_linear(
     if not isinstance(head, LinearHead):
         raise TypeError(f"strategy {strategy.name} needs a linear head")
     head.set_ridge(ridge)
-    logits = _head_logits(model, cache.get(model, data))
+    logits = _head_logits(model, cache.get(model, data)[_places(data)])
     progress(Tick(strategy.name, 1, 1, f"penalty {ridge.penalty:.2g} chosen on tuning"))
     return FineTuned(strategy, model, logits, counts, [], 0.0, list(ridge.notes))
 
@@ -184,9 +208,11 @@ def _fit_by_loop(
     model.eval()
     notes = [*audit.notes, *objective.notes]
     if strategy.cached_features:
-        logits = _head_logits(model, cache.get(model, data))
-    else:
+        logits = _head_logits(model, cache.get(model, data)[_places(data)])
+    elif data.visits is None:
         logits = hazard_logits(model, data.tokens, np.arange(len(data)))
+    else:
+        logits = visit_logits(model, data.visits.places.take(data.visits.evaluated))
     return FineTuned(strategy, model, logits, counts, history, 0.0, notes)
 
 
@@ -194,18 +220,35 @@ def _objective(
     model: BEHRTForSurvival, data: SurvivalData, strategy: Strategy, recipe: Recipe, cache: FeatureCache
 ) -> SurvivalObjective:
     """A frozen encoder runs once and the loop moves the head on cached features; otherwise it runs on tokens."""
+    visits = data.visits
     if strategy.cached_features:
         features = cache.get(model, data)
-        forward = lambda rows: model.hazard_head(features[torch.from_numpy(rows)])[:, 0]  # noqa: E731
+        forward = lambda rows: model.hazards(features[torch.from_numpy(rows)])  # noqa: E731
+    elif visits is not None:
+        forward = lambda rows: model.hazards(visit_features(model, visits.places.take(rows)))  # noqa: E731
     else:
         forward = lambda rows: in_micro_batches(model, data.tokens, rows)[:, 0]  # noqa: E731
+    if visits is not None:
+        return VisitObjective(data, visits, forward, recipe.lambda_rank)
     return SurvivalObjective(data, forward, recipe.lambda_rank)
+
+
+def _places(data: SurvivalData, rows: Int64[np.ndarray, " n"] | None = None) -> Int64[np.ndarray, " n"]:
+    """Where the features of rows of ``data`` (all, unless given) stand in the cache."""
+    rows = np.arange(len(data)) if rows is None else rows
+    return rows if data.visits is None else data.visits.evaluated[rows]
+
+
+def _even_visits(visits: VisitData) -> Int64[np.ndarray, " k"]:
+    """As many visits of every training patient, so that each patient weighs the same in a fit without weights."""
+    patients = len(visits.patients(TRAIN)[0])
+    return visits.evenly(TRAIN, int(np.clip(EVEN_ROWS // max(patients, 1), 1, MOST_EVEN)))
 
 
 @torch.no_grad()
 def _head_logits(model: BEHRTForSurvival, features: Float32[Tensor, "N F"]) -> Float64[np.ndarray, "N K"]:
     model.eval()
-    return model.hazard_head(features)[:, 0].double().numpy()
+    return model.hazards(features).double().numpy()
 
 
 def _footprint(model: BEHRTForSurvival, strategy: Strategy) -> str:

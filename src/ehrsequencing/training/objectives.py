@@ -116,6 +116,10 @@ class SurvivalObjective:
         seen, self._seen = self._seen, []
         if not seen:
             return {}
-        t = self.targets.take(np.concatenate([rows for rows, _ in seen]))
+        t = self._seen_targets(np.concatenate([rows for rows, _ in seen]))
         risk = self.score.grid.risk(torch.cat([logits for _, logits in seen]).double().numpy())
         return {"train_c": harrell_c(t.duration.numpy(), t.event.numpy(), risk)}
+
+    def _seen_targets(self, rows: Int64[np.ndarray, " b"]) -> Targets:
+        """The outcomes of rows that a step has seen."""
+        return self.targets.take(rows)
