@@ -13,7 +13,16 @@ import torch
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.bundle import Bundle, Encoder
 from ehrsequencing.cohort import Cohort, build_cohort
-from ehrsequencing.config import HELD_OUT, TRAIN, TUNING, InputConfig, ModelConfig, PretrainConfig, load_task
+from ehrsequencing.config import (
+    HELD_OUT,
+    TRAIN,
+    TUNING,
+    IndexConfig,
+    InputConfig,
+    ModelConfig,
+    PretrainConfig,
+    load_task,
+)
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.inference import predict_rows, read_visits
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
@@ -27,30 +36,15 @@ from ehrsequencing.study.steps import pretrain
 from ehrsequencing.training.finetune import FeatureCache, finetune
 from ehrsequencing.training.visits import VisitObjective
 
-DAY = 86_400_000_000
-
 
 @pytest.fixture(scope="module")
 def cohort(dataset) -> Cohort:
-    """Every visit up to the outcome of those in the simulated cohort; evaluated at the first one from the index on."""
-    own = build_cohort(dataset, load_task(dataset.root / "task.yaml"))
-    end = pl.col("prediction_time") + pl.duration(microseconds=(pl.col("duration") * DAY).round().cast(pl.Int64))
-    ends = own.table.with_columns(end=end).rename({"prediction_time": "index"}).drop("duration")
-    events = dataset.scan().filter(pl.col("time").is_not_null() & ~pl.col("code").str.starts_with("MEDS_"))
-    last = pl.col("time").max().alias("prediction_time")
-    days = events.group_by("subject_id", pl.col("time").dt.date().alias("day")).agg(last).collect()
-    visits = days.join(ends, on="subject_id").filter(pl.col("prediction_time") < pl.col("end"))
-    visits = visits.sort("subject_id", "prediction_time").with_columns(
-        duration=(pl.col("end") - pl.col("prediction_time")).dt.total_microseconds() / DAY
-    )
-    visits = visits.filter(pl.col("subject_id") % 2 == 0)  # half of them: enough to test
-    due = visits.filter(pl.col("prediction_time") >= pl.col("index")).unique("subject_id", keep="first")
-    return replace(
-        own,
-        table=due.sort("subject_id").select(own.table.columns),
-        visits=visits.select(own.table.columns),
-        task=own.task.model_copy(update={"predict_at": "every_visit", "horizon_days": None}),
-    )
+    """Every visit up to the outcome; evaluated at the first one from the simulator's own prediction_time on."""
+    own = load_task(dataset.root / "task.yaml")
+    changes = {"index": IndexConfig(after_history_days=0), "evaluate_at": own.index, "predict_at": "every_visit"}
+    made = build_cohort(dataset, own.model_copy(update=changes))
+    half = pl.col("subject_id") % 2 == 0  # enough to test
+    return replace(made, table=made.table.filter(half), visits=made.visits.filter(half))
 
 
 @pytest.fixture(scope="module")

@@ -54,11 +54,13 @@ def row_logits(
     """
     name, chosen = bundle.row(row)
     asked, visit_column = task or bundle.task, bundle.tokenizer.config.visit_column
-    history = cut(dataset.scan(), rows, asked, visit_column=visit_column).collect(engine="streaming")
     deep = wide = None
-    if chosen.alpha > 0 and bundle.model.config.predict_at == "every_visit":
-        deep = visit_logits(bundle.model, read_visits(dataset, rows, bundle.task, bundle.tokenizer))  # [n, K]
-    elif chosen.alpha > 0:
+    at_visits = bundle.model.config.predict_at == "every_visit"
+    if chosen.alpha > 0 and at_visits:
+        deep = visit_logits(bundle.model, read_visits(dataset, rows, asked, bundle.tokenizer))  # [n, K]
+    if chosen.alpha < 1 or not at_visits:  # a history for every row: many times the records where rows are visits
+        history = cut(dataset.scan(), rows, asked, visit_column=visit_column).collect(engine="streaming")
+    if chosen.alpha > 0 and not at_visits:
         tokens = tokenize(history, rows, bundle.tokenizer)
         deep = hazard_logits(bundle.model, tokens, np.arange(len(tokens)))  # [n, K]
     if chosen.alpha < 1:
