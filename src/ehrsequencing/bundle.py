@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ehrsequencing.config import TaskConfig, parse
@@ -142,7 +144,12 @@ class Bundle:
     def load(cls, folder: Path | str) -> Bundle:
         """Read a bundle, running no code from it; EhrError (exit 13) where it is missing, altered or newer."""
         folder = Path(folder)
-        manifest = _manifest(folder)
+        manifest = _manifest(folder, MARKER, "bundle", "'ehrseq finetune' or 'ehrseq run'")
+        with _whole(folder, "bundle"):
+            return cls._read(folder, manifest)
+
+    @classmethod
+    def _read(cls, folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         texts = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("features", "grid", "history")}
         return cls(
             task=parse(TaskConfig, json.loads((folder / "task.json").read_text()), str(folder / "task.json")),
@@ -194,20 +201,19 @@ class Encoder:
             self.masked_lm.save_pretrained(draft)
             self.tokenizer.save(draft / "tokenizer.json")
             save_file({"seen": self.seen}, draft / SEEN)
-            write_json(draft / ENCODER_MARKER, self.record)
+            write_json(draft / ENCODER_MARKER, {**self.record, "format": FORMAT, "files": _digests(draft)})
 
     @classmethod
     def load(cls, folder: Path | str) -> Encoder:
-        """Read what ``save`` wrote; EhrError (exit 13) where it is not whole."""
+        """Read what ``save`` wrote; EhrError (exit 13) where it is missing, altered or newer."""
         folder = Path(folder)
-        for name in ("model.safetensors", "config.json", "tokenizer.json", SEEN, ENCODER_MARKER):
-            if not (folder / name).is_file():
-                fix = "give the folder that 'ehrseq pretrain' wrote"
-                raise EhrError(f"no encoder here: {name} is missing", str(folder), fix, code=Exit.BUNDLE)
-        record = json.loads((folder / ENCODER_MARKER).read_text(encoding="utf-8"))
-        model = BEHRTForMaskedLM.from_pretrained(folder)
-        model.eval()
-        return cls(model, Tokenizer.load(folder / "tokenizer.json"), record, load_file(folder / SEEN)["seen"])
+        record = _manifest(folder, ENCODER_MARKER, "encoder", "'ehrseq pretrain'")
+        with _whole(folder, "encoder"):
+            model = BEHRTForMaskedLM.from_pretrained(folder)
+            model.eval()
+            facts = {name: value for name, value in record.items() if name not in ("format", "files")}
+            seen = load_file(folder / SEEN)["seen"]
+            return cls(model, Tokenizer.load(folder / "tokenizer.json"), facts, seen)
 
 
 def environment() -> dict[str, str]:
@@ -275,23 +281,35 @@ def _digest(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MARKER
-    fix = "give the folder that 'ehrseq finetune' or 'ehrseq run' wrote, whole"
+def _manifest(folder: Path, marker: str, kind: str, verbs: str) -> dict[str, Any]:
+    """The JSON that lists a folder's files with their blake2b, once all of them are there and unchanged."""
+    path = folder / marker
+    fix = f"give the folder that {verbs} wrote, whole"
     if not path.is_file():
-        raise EhrError(f"no bundle here: {MARKER} is missing", str(folder), fix, code=Exit.BUNDLE)
+        raise EhrError(f"no {kind} here: {marker} is missing", str(folder), fix, code=Exit.BUNDLE)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        found, files = manifest["format"], manifest["files"]
+        found, files = manifest["format"], dict(manifest["files"])
     except (ValueError, KeyError, TypeError) as error:
-        raise EhrError(f"{MARKER} is damaged: {error}", str(folder), fix, code=Exit.BUNDLE) from None
+        what = f"{marker} is damaged, or not of a {kind}: {type(error).__name__}: {error}"
+        raise EhrError(what, str(folder), fix, code=Exit.BUNDLE) from None
     if found != FORMAT:
-        raise EhrError(
-            f"the bundle has format {found}, this version reads {FORMAT}", str(folder), "update", code=Exit.BUNDLE
-        )
+        what = f"the {kind} has format {found}, this version of the package reads {FORMAT}"
+        raise EhrError(what, str(folder), "use the version that wrote it, or a newer one", code=Exit.BUNDLE)
     for name, digest in files.items():
         if not (folder / name).is_file():
-            raise EhrError(f"the bundle lacks {name}", str(folder), fix, code=Exit.BUNDLE)
+            raise EhrError(f"the {kind} lacks {name}", str(folder), fix, code=Exit.BUNDLE)
         if _digest(folder / name) != digest:
             raise EhrError(f"{name} was altered or cut short", str(folder), fix, code=Exit.BUNDLE)
     return dict(manifest)
+
+
+@contextlib.contextmanager
+def _whole(folder: Path, kind: str) -> Iterator[None]:
+    """EhrError (exit 13) where a file is unchanged and yet cannot be made sense of."""
+    try:
+        yield
+    except (EhrError, OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        told = error.what if isinstance(error, EhrError) else f"{type(error).__name__}: {error}"
+        what = f"the {kind} cannot be read: {told.splitlines()[0]}"
+        raise EhrError(what, str(folder), f"make the {kind} again", code=Exit.BUNDLE) from None

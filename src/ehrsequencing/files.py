@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ehrsequencing.errors import EhrError, Exit
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: runs there are on their own
+    fcntl = None  # type: ignore[assignment]
 
 _OURS_TO_SAY = {
     errno.EACCES,
@@ -24,7 +30,11 @@ _OURS_TO_SAY = {
     errno.EDQUOT,
     errno.ENAMETOOLONG,
     errno.ELOOP,
+    errno.EFBIG,
+    errno.EIO,
 }
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+_NUMPY_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 
 
 @contextlib.contextmanager
@@ -41,13 +51,15 @@ def staged(out: Path | str, marker: str) -> Iterator[Path]:
     draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         refuse_foreign(out, marker)
-        _make(draft, out)
-        yield draft
-        _swap(draft, out)
-    except OSError as error:
-        if error.errno not in _OURS_TO_SAY:
+        with locked(out):
+            _make(draft, out)
+            yield draft
+            swap(draft, out)
+    except Exception as error:
+        refused = unwritable(out, error)
+        if refused is None:
             raise
-        raise unwritable(out, error) from None
+        raise refused from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -61,12 +73,63 @@ def staged_file(path: Path | str) -> Iterator[Path]:
         _make(path.parent, path)
         yield draft
         os.replace(draft, path)
-    except OSError as error:
-        if error.errno not in _OURS_TO_SAY:
+    except Exception as error:
+        refused = unwritable(path, error)
+        if refused is None:
             raise
-        raise unwritable(path, error) from None
+        raise refused from None
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Nobody else writes ``out`` meanwhile; what a killed run left beside it is tidied away first.
+
+    The lock is the operating system's, on a file beside ``out``: it ends with its process, however that ends.
+
+    Raises:
+        EhrError: exit 14 where another run holds it.
+    """
+    _make(out.parent, out)
+    lock = out.with_name(f".{out.name}.lock")
+    handle = _lock(lock, out)
+    try:
+        _tidy(out)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _lock(path: Path, out: Path) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise EhrError(
+                "another run is writing there", str(out), "wait for it, or choose another folder", code=Exit.ENVIRONMENT
+            ) from None
+        except OSError as error:  # some network file systems have no locks: there, runs are on their own
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                os.close(handle)
+                raise
+        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+            return handle
+        os.close(handle)  # its holder removed the file between our two steps
+
+
+def _tidy(out: Path) -> None:
+    """Remove drafts of killed runs, and put back the earlier result where one was killed while replacing it."""
+    ours = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}\.(tmp|old)")
+    for path in [path for path in out.parent.iterdir() if ours.fullmatch(path.name) and path.is_dir()]:
+        if path.suffix == ".old" and not out.exists():
+            path.rename(out)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _make(folder: Path, out: Path) -> None:
@@ -74,7 +137,7 @@ def _make(folder: Path, out: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(out, error) from None
+        raise _unwritable(out, error.strerror or str(error)) from None
 
 
 def refuse_unwritable(out: Path, marker: str) -> None:
@@ -82,7 +145,8 @@ def refuse_unwritable(out: Path, marker: str) -> None:
     refuse_foreign(out, marker)
     probe = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
     _make(probe, out)
-    probe.rmdir()
+    with contextlib.suppress(FileNotFoundError):  # tidied away by a run that has just begun
+        probe.rmdir()
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -104,17 +168,37 @@ def refuse_foreign(out: Path, marker: str) -> None:
         )
 
 
-def unwritable(out: Path, error: OSError) -> EhrError:
-    """The error for a place that cannot be written."""
+def unwritable(out: Path, error: BaseException) -> EhrError | None:
+    """The error for a place that cannot be written (a full disk, say); None where ``error`` is of another kind."""
+    why = denied(error)
+    return None if why is None else _unwritable(out, why)
+
+
+def denied(error: BaseException) -> str | None:
+    """What the system said against reading or writing a file; None where ``error`` is of another kind.
+
+    Libraries written in Rust give the system's error number in their text only, NumPy not even that.
+    """
+    if isinstance(error, EhrError):
+        return None
+    told = _RUST_ERROR.search(str(error))
+    number = int(told[1]) if told else getattr(error, "errno", None)
+    if isinstance(error, OSError) and _NUMPY_CUT_SHORT.search(str(error)):
+        number = errno.ENOSPC
+    return os.strerror(number) if number in _OURS_TO_SAY else None
+
+
+def _unwritable(out: Path, why: str) -> EhrError:
     return EhrError(
-        f"the output cannot be written: {error.strerror or error}",
+        f"the output cannot be written: {why}",
         str(out),
         "choose a place you may write to, on a disk with room",
         code=Exit.ENVIRONMENT,
     )
 
 
-def _swap(draft: Path, out: Path) -> None:
+def swap(draft: Path, out: Path) -> None:
+    """``draft`` takes the place of ``out``; killed in between, the next run puts back what had been there."""
     if not out.exists():
         draft.rename(out)
         return

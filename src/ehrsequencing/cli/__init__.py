@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.files import denied
 
 INTERRUPTED = 130
 
@@ -19,15 +19,27 @@ def main() -> None:
 
     try:
         app()
-    except EhrError as error:
-        _end(str(error), error.code)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
-            raise
-        where = str(error.filename or "")
-        _end(str(EhrError(str(error.strerror), where, "choose a folder that can be written to")), Exit.ENVIRONMENT)
     except KeyboardInterrupt:
         _end("interrupted; nothing half-written was left behind", INTERRUPTED)
+    except Exception as error:
+        told = _told(error)
+        if told is None:
+            raise
+        _end(str(told), told.code)
+
+
+def _told(error: Exception) -> EhrError | None:
+    """The message for a mistake in what was given, and for a file that cannot be read or written; None for a defect."""
+    if isinstance(error, EhrError):
+        return error
+    if type(error).__module__.startswith("polars") and str(error).startswith("parquet:"):
+        fix = "'ehrseq check' names the file: write it again"
+        return EhrError(f"a file of the dataset is damaged: {str(error).splitlines()[0]}", "", fix, code=Exit.DATA)
+    why = denied(error)
+    if why is None:
+        return None
+    where = str(getattr(error, "filename", None) or "")
+    return EhrError(why, where, "choose a place you may read and write, on a disk with room", code=Exit.ENVIRONMENT)
 
 
 def _end(message: str, code: int) -> None:

@@ -111,12 +111,15 @@ def convert_omop(
 
 @app.command(epilog="Example: ehrseq check out/synthea")
 def check(meds: Meds, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Facts and problems of a MEDS dataset, looking beyond the schema."""
+    """Facts and problems of a MEDS dataset, looking beyond the schema; exit code 11 where one is an error."""
+    from ehrsequencing.errors import Exit
     from ehrsequencing.events import MedsDataset
     from ehrsequencing.events import check as run
 
     to, report = Output(as_json, quiet), run(MedsDataset.open(meds))
     to.result(report.text(), report.to_json())
+    if not report.ok:
+        raise typer.Exit(int(Exit.DATA))
     to.next("cohort", meds, task_beside(meds), beside(meds, "cohort"))
 
 

@@ -16,8 +16,8 @@ NEAR_CODES_SHOWN = 5
 def compile_predicate(predicate: Predicate, codes: Sequence[str], where: str, *, must_occur: bool = True) -> pl.Expr:
     """A boolean expression, never null, true on the rows of ``code`` and ``numeric_value`` that count.
 
-    ``codes`` are the distinct codes of the data. A row without a value (null or NaN) is outside every range; limits are
-    compared in the column's own float32, so that a stored 0.1 lies within ``value_max: 0.1``.
+    ``codes`` are the distinct codes of the data. A row without a value (null, NaN or infinite) is outside every range;
+    limits are compared in the column's own float32, so that a stored 0.1 lies within ``value_max: 0.1``.
 
     Raises:
         EhrError: (COHORT) no code matches, unless ``must_occur`` is false; near codes are named.
@@ -90,7 +90,7 @@ def _matcher(match: str | CodeMatch) -> Callable[[str], bool]:
 
 def _in_range(low: float | None, high: float | None) -> pl.Expr:
     value = pl.col("numeric_value")
-    inside = value.is_not_nan()
+    inside = value.is_finite()
     if low is not None:
         inside &= value >= pl.lit(low, dtype=pl.Float32)
     if high is not None:

@@ -1,7 +1,8 @@
 """MEDS 0.4 event datasets: opened, checked, written whole, and divided into splits and folds."""
 
 from ehrsequencing.events.checking import CheckReport, Problem, check
-from ehrsequencing.events.dataset import BIRTH, DEATH, MedsDataset
+from ehrsequencing.events.dataset import BIRTH, MedsDataset
+from ehrsequencing.events.deaths import DEATH
 from ehrsequencing.events.frames import from_dataframe
 from ehrsequencing.events.subjects import assign_folds, assign_splits, hash_ids, private_folder, rank_hash
 from ehrsequencing.events.times import parse_times

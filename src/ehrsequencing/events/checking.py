@@ -9,9 +9,14 @@ from typing import Any, Literal
 import polars as pl
 
 from ehrsequencing.config import HELD_OUT, MIN_CELL, TRAIN, TUNING
-from ehrsequencing.events.dataset import BIRTH, DEATH, MedsDataset
+from ehrsequencing.errors import EhrError
+from ehrsequencing.events.dataset import BIRTH, MedsDataset
+from ehrsequencing.events.deaths import DEATH, bare_date
 
 Severity = Literal["error", "warning", "note"]
+LONG_AFTER_DAYS = 30
+"""Events later than this after a death are more than paperwork and late results."""
+_COUNTED = ("subject_id", "events", "runs", "unsorted", "shard")
 _ABOUT_PEOPLE = ("subjects", "events", "rows")
 
 
@@ -60,8 +65,12 @@ class CheckReport:
 def check(dataset: MedsDataset) -> CheckReport:
     """Look beyond the schema, one shard in memory at a time.
 
-    Order and contiguity of subjects, null ids and codes, births and deaths, events before birth and after death, values
-    that are no numbers, codes without metadata, splits that do not match, and rows set aside when the dataset was made.
+    Order and contiguity of subjects, null ids and codes, exact copies of rows, births and deaths, events before birth
+    and after death, values that are no numbers, codes without metadata, splits that do not match, and rows set aside
+    when the dataset was made.
+
+    Raises:
+        EhrError: exit 11, naming the shard, where its content is damaged.
     """
     subjects, rows, codes = _survey(dataset)
     facts = _facts(dataset, subjects, rows, codes)
@@ -76,7 +85,7 @@ def _survey(dataset: MedsDataset) -> tuple[pl.DataFrame, dict[str, int], pl.Seri
     """Per subject (and shard) flags, totals over rows, distinct codes."""
     people, totals, codes = [], [], pl.Series("code", [], dtype=pl.String)
     for number, shard in enumerate(dataset.shards()):
-        frame = MedsDataset.scan_shard(shard).select("subject_id", "time", "code", "numeric_value").collect()
+        frame = _read(shard)
         people.append(_per_subject(frame).with_columns(pl.lit(number).alias("shard")))
         totals.append(_per_row(frame))
         codes = pl.concat([codes, frame["code"].drop_nulls()]).unique()
@@ -85,8 +94,16 @@ def _survey(dataset: MedsDataset) -> tuple[pl.DataFrame, dict[str, int], pl.Seri
     return pl.concat(people), {**rows, **{key: value or 0 for key, value in years.items()}}, codes
 
 
+def _read(shard: Path) -> pl.DataFrame:
+    try:
+        return MedsDataset.scan_shard(shard).collect()
+    except pl.exceptions.PolarsError as error:
+        raise EhrError(f"the file is damaged: {str(error).splitlines()[0]}", str(shard), "write it again") from None
+
+
 def _per_subject(frame: pl.DataFrame) -> pl.DataFrame:
-    """subject_id, events, runs (1 = contiguous), unsorted, births, deaths, undated, after_death, before_birth."""
+    """subject_id, events, runs (1 = contiguous), unsorted, births, deaths, undated, and whether events lie before
+    birth, after death (of a death at midnight: after its day), later that day, long after, and death before birth."""
     same = pl.col("subject_id").eq_missing(pl.col("subject_id").shift(1))
     earlier = pl.col("time").shift(1)
     back = (pl.col("time") < earlier) | (pl.col("time").is_null() & earlier.is_not_null())
@@ -94,6 +111,9 @@ def _per_subject(frame: pl.DataFrame) -> pl.DataFrame:
     marked = frame.with_columns(
         (~same).cum_sum().alias("run"), (same & back).fill_null(False).alias("back"), row=pl.int_range(pl.len())
     ).filter(pl.col("subject_id").is_not_null())
+    time, first_birth = pl.col("time"), pl.col("time").filter(birth).min()
+    died = pl.col("time").filter(death).min()
+    day_over = pl.when(bare_date(died)).then(died + pl.duration(days=1, microseconds=-1)).otherwise(died)
     return marked.group_by("subject_id", maintain_order=True).agg(
         events=pl.len(),
         runs=pl.col("run").n_unique(),
@@ -101,8 +121,11 @@ def _per_subject(frame: pl.DataFrame) -> pl.DataFrame:
         births=birth.sum(),
         deaths=death.sum(),
         undated=((birth | death) & pl.col("time").is_null()).any(),
-        after_death=(pl.col("time") > pl.col("time").filter(death).min()).any(),
-        before_birth=(pl.col("time") < pl.col("time").filter(birth).min()).any(),
+        after_death=(time > day_over).any(),
+        later_that_day=((time > died) & (time <= day_over)).any(),
+        long_after=(time > died + pl.duration(days=LONG_AFTER_DAYS)).any(),
+        before_birth=((time < first_birth) & ~death).any(),
+        unborn=(died < first_birth),
     )
 
 
@@ -114,6 +137,7 @@ def _per_row(frame: pl.DataFrame) -> pl.DataFrame:
         numeric_values=pl.col("numeric_value").count(),
         null_ids=pl.col("subject_id").null_count(),
         null_codes=(pl.col("code").is_null() | (pl.col("code") == "")).sum(),
+        copies=pl.lit(frame.height - frame.n_unique()),
         not_finite=(~pl.col("numeric_value").is_finite()).sum(),
         first_year=lived.min(),
         last_year=lived.max(),
@@ -148,12 +172,14 @@ def _structure(subjects: pl.DataFrame, rows: dict[str, int]) -> Iterator[Problem
     remove = "remove these rows, or find what they should have said"
     yield Problem("error", "no subject_id", rows["null_ids"], remove, "events", rows["events"])
     yield Problem("error", "no code", rows["null_codes"], remove, "events", rows["events"])
+    kept = "kept and counted as they are; remove them where they are no repeated measurements"
+    yield Problem("note", "exact copies of another row", rows["copies"], kept, "events", rows["events"])
 
 
 def _lives(subjects: pl.DataFrame, facts: dict[str, int]) -> Iterator[Problem]:
     total, born, dead = facts["subjects"], facts["subjects_with_birth"], facts["subjects_with_death"]
     births = subjects.group_by("subject_id").agg(
-        pl.col("births", "deaths").sum(), pl.col("undated", "after_death", "before_birth").any()
+        pl.col("births", "deaths").sum(), pl.exclude(*_COUNTED, "births", "deaths").any()
     )
     yield Problem(
         "warning",
@@ -171,9 +197,17 @@ def _lives(subjects: pl.DataFrame, facts: dict[str, int]) -> Iterator[Problem]:
         "warning",
         f"events after {DEATH}",
         _count(births, pl.col("after_death")),
-        "kept as they are; often a death dated at midnight or a certificate. No prediction_time may lie after death",
+        "kept as they are; often late results or a certificate. No prediction_time may lie after death",
         total=dead,
     )
+    wrong = "check whether the death, or the events, are somebody else's. Nothing after death counts as an outcome"
+    long_after = _count(births, pl.col("long_after"))
+    yield Problem("warning", f"events more than {LONG_AFTER_DAYS} days after {DEATH}", long_after, wrong, total=dead)
+    moved = "a death known by its date alone: read as at the last record of its day"
+    same_day = _count(births, pl.col("later_that_day"))
+    yield Problem("note", f"{DEATH} at midnight, records later that day", same_day, moved, total=dead)
+    unborn = "no cohort takes them: they are dead at, or unborn before, any prediction_time. Check the dates"
+    yield Problem("warning", f"{DEATH} before {BIRTH}", _count(births, pl.col("unborn")), unborn, total=dead)
     early = "kept as they are; often a birthday known only by its year. Check the dates"
     yield Problem("warning", f"events before {BIRTH}", _count(births, pl.col("before_birth")), early, total=born)
 
@@ -190,7 +224,7 @@ def _metadata(dataset: MedsDataset, subjects: pl.DataFrame, codes: pl.Series) ->
     )
     if not dataset.describe():
         yield Problem("note", "no metadata/dataset.json", 1, "add one to say what this dataset is", "files")
-    splits = dataset.splits()
+    splits = dataset.split_rows()
     if splits is None:
         return
     people = subjects["subject_id"].unique()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int64
 
-from ehrsequencing.errors import EhrError, nearest
+from ehrsequencing.config import HELD_OUT, TRAIN, TUNING
+from ehrsequencing.errors import EhrError
+from ehrsequencing.events.deaths import in_order, late_records
+from ehrsequencing.events.schema import check_schema, missing_column, read_schema
 
 BIRTH = "MEDS_BIRTH"
-DEATH = "MEDS_DEATH"
 CORE = ("subject_id", "time", "code", "numeric_value")
-_WANTED = {"subject_id": "int64", "time": "timestamp[us] without time zone", "code": "string"}
+SPLITS = "subject_splits.parquet"
 _MEDS_PAGE = "convert it to MEDS 0.4 (data/**/*.parquet with subject_id, time, code)"
 
 
@@ -32,8 +35,8 @@ class MedsDataset:
         """Open a dataset and check that every shard has the MEDS columns in the MEDS types.
 
         Raises:
-            EhrError: no such folder, no shard in it, an unreadable shard, or a column that is missing or of another
-                type; the message says what was found.
+            EhrError: no such folder, no shard in it, an unreadable shard, a column that is missing or of another type,
+                an older MEDS, or rows without subject or code; the message says what was found.
         """
         dataset = cls(Path(root))
         if not dataset.root.is_dir():
@@ -42,7 +45,7 @@ class MedsDataset:
         if not shards:
             raise EhrError("no data/**/*.parquet in this folder", str(root), _MEDS_PAGE)
         for shard in shards:
-            _check_schema(shard)
+            check_schema(shard)
         return dataset
 
     def shards(self) -> list[Path]:
@@ -50,7 +53,18 @@ class MedsDataset:
         return sorted(path for path in (self.root / "data").rglob("*.parquet") if not path.name.startswith("."))
 
     def scan(self) -> pl.LazyFrame:
-        """All events, lazily: subject_id, time (null = static), code, numeric_value (float32), then extra columns."""
+        """All events, lazily: subject_id, time (null = static), code, numeric_value (float32), then extra columns.
+
+        A death known by its date alone (midnight sharp) is given the time of the last record of that day, so that it
+        does not come before what was recorded of a living patient; ``check`` counts these.
+        """
+        return in_order(self._as_written(), self._late_records)
+
+    @cached_property
+    def _late_records(self) -> pl.DataFrame:
+        return late_records(self._as_written().select("subject_id", "time", "code"))
+
+    def _as_written(self) -> pl.LazyFrame:
         return pl.concat([self.scan_shard(shard) for shard in self.shards()], how="diagonal_relaxed")
 
     @staticmethod
@@ -73,15 +87,55 @@ class MedsDataset:
         return merged.sort("code", "description", nulls_last=True).unique("code", keep="first", maintain_order=True)
 
     def splits(self) -> pl.DataFrame | None:
-        """subject_id and split as the dataset brings them, sorted by subject; None where it brings none."""
-        table = self._metadata_table("subject_splits.parquet", ("subject_id", "split"))
+        """subject_id and split as the dataset brings them, each subject once, sorted; None where it brings none.
+
+        Raises:
+            EhrError: a subject in two splits, ids that are no integers, or splits of an older MEDS.
+        """
+        table = self.split_rows()
         if table is None:
             return None
-        return table.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).sort("subject_id")
+        distinct = table.unique()
+        several = distinct.height - distinct["subject_id"].n_unique()
+        if several:
+            what = f"{several:,} subjects are in more than one split"
+            raise EhrError(what, str(self.root / "metadata" / SPLITS), "keep one split a subject")
+        return distinct.sort("subject_id")
+
+    def split_rows(self) -> pl.DataFrame | None:
+        """The rows of the splits file as they stand there."""
+        table = self._metadata_table(SPLITS, ("subject_id", "split"))
+        if table is None:
+            self._refuse_older_splits()
+            return None
+        path = str(self.root / "metadata" / SPLITS)
+        if not table.schema["subject_id"].is_integer():
+            what = f"column 'subject_id' should be int64, found {table.schema['subject_id']}"
+            raise EhrError(what, path, "write it as the events have it")
+        if table.null_count().select("subject_id", "split").sum_horizontal().item():
+            raise EhrError("some rows have no subject_id or no split", path, "complete or remove these rows")
+        return table.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String))
+
+    def refuse_unnamed_split(self, wanted: str) -> None:
+        """EhrError (exit 11) where the dataset brings splits and none of them is ``wanted``."""
+        splits = self.splits()
+        if splits is not None and wanted not in splits["split"]:
+            found = ", ".join(splits["split"].unique().sort())
+            raise EhrError(
+                f"no subject is in the split '{wanted}' (found: {found})",
+                str(self.root / "metadata" / SPLITS),
+                f"name the splits as MEDS does ({TRAIN}, {TUNING}, {HELD_OUT}), or remove the file to have them made",
+            )
+
+    def _refuse_older_splits(self) -> None:
+        older = self.root / "metadata" / "patient_splits.parquet"
+        if older.is_file():
+            what = "splits of MEDS 0.3 or older, which would be left unused"
+            raise EhrError(what, str(older), f"rename it to {SPLITS}, and patient_id in it to subject_id")
 
     def subject_ids(self) -> Int64[np.ndarray, " n"]:
         """The distinct subjects, ascending."""
-        ids = self.scan().select(pl.col("subject_id").drop_nulls().unique().sort()).collect(engine="streaming")
+        ids = self._as_written().select(pl.col("subject_id").drop_nulls().unique().sort()).collect(engine="streaming")
         return ids["subject_id"].to_numpy().astype(np.int64)
 
     def describe(self) -> dict[str, Any]:
@@ -100,10 +154,10 @@ class MedsDataset:
         path = self.root / "metadata" / name
         if not path.is_file():
             return None
-        schema = _read_schema(path)
+        schema = read_schema(path)
         for column in required:
             if column not in schema:
-                raise _missing_column(column, list(schema), path)
+                raise missing_column(column, list(schema), path)
         return pl.read_parquet(path, hive_partitioning=False)
 
 
@@ -123,37 +177,3 @@ def read_dataset_json(root: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise EhrError(f"expected a JSON object, found {type(content).__name__}", str(path), "mend or remove the file")
     return content
-
-
-def _check_schema(path: Path) -> None:
-    schema = _read_schema(path)
-    for column in _WANTED:
-        if column not in schema:
-            raise _missing_column(column, list(schema), path)
-    text = (pl.String(), pl.Categorical())
-    right = {
-        "subject_id": schema["subject_id"] == pl.Int64,
-        "time": schema["time"] == pl.Datetime("us", None),
-        "code": schema["code"] in text or isinstance(schema["code"], pl.Enum),
-    }
-    for column, wanted in _WANTED.items():
-        if not right[column]:
-            what = f"column '{column}' should be {wanted}, found {schema[column]}"
-            raise EhrError(what, str(path), "write the column in the type MEDS 0.4 asks for")
-    value = schema.get("numeric_value", pl.Float32())
-    if not (value.is_numeric() or value == pl.Null):
-        raise EhrError(f"column 'numeric_value' should be float32, found {value}", str(path), "write it as float32")
-
-
-def _read_schema(path: Path) -> dict[str, Any]:
-    try:
-        return dict(pl.read_parquet_schema(path))
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise EhrError(f"not readable as parquet: {reason}", str(path), "write the file again") from None
-
-
-def _missing_column(column: str, found: list[str], path: Path) -> EhrError:
-    close = nearest(column, found, 1)
-    fix = f"did you mean '{close[0]}'? Rename it" if close else f"found: {', '.join(found)}"
-    return EhrError(f"column '{column}' is missing", str(path), fix)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from ehrsequencing.config import SUBJECTS_PER_SHARD
 from ehrsequencing.errors import EhrError, nearest
@@ -14,6 +15,7 @@ from ehrsequencing.events.subjects import hash_ids, write_id_map
 from ehrsequencing.events.times import as_timestamps
 from ehrsequencing.events.writing import fill, staged, write_parquet
 
+_KINDS = {"code": "text", "numeric_value": "numbers"}
 REJECTS = {"file": pl.String, "row": pl.Int64, "reason": pl.String}
 
 
@@ -44,12 +46,14 @@ def from_dataframe(
     """
     out, table = Path(out), _as_polars(frame)
     _check_columns(table, keep, name)
+    _require_kinds(table, keep, name)
     source = table["subject_id"].cast(pl.String) if _is_text(table["subject_id"]) else None
     table = table.with_columns(_subject_ids(table["subject_id"], name, salt), pl.col("code").cast(pl.String))
     table = _read_columns(table, name)
     good = table.filter(pl.col("reason").is_null())
     rejects = table.filter(pl.col("reason").is_not_null())
     rejects = rejects.select(pl.lit(name).alias("file"), pl.col("row").cast(pl.Int64), "reason")
+    _refuse_empty(good, rejects, name)
     with staged(out) as folder:
         fill(folder, _shards(good.select(*CORE, *keep)), name=name)
         write_rejects(folder, name, rejects)
@@ -57,6 +61,18 @@ def from_dataframe(
             ids = pl.DataFrame({"source": source, "subject": table["subject_id"]}).drop_nulls().unique()
             write_id_map(out, ids["source"], ids["subject"])
     return MedsDataset.open(out)
+
+
+def _refuse_empty(good: pl.DataFrame, rejects: pl.DataFrame, name: str) -> None:
+    """EhrError where no row can be used, with the reasons: there will be no dataset to keep them in."""
+    if good.height:
+        return
+    if rejects.is_empty():
+        raise EhrError("the table has no rows", name, "a dataset needs at least one event")
+    counts = rejects["reason"].value_counts().sort("count", "reason", descending=[True, False])
+    told = "; ".join(f"{count:,} times {reason}" for reason, count in counts.iter_rows())
+    rows = ", ".join(map(str, rejects["row"].head(3)))
+    raise EhrError(f"no row can be read: {told}", f"{name}, rows {rows} …", "mend these columns; rows count from 0")
 
 
 def write_rejects(folder: Path, table: str, rejects: pl.DataFrame) -> None:
@@ -71,9 +87,21 @@ def _as_polars(frame: Any) -> pl.DataFrame:
     if isinstance(frame, pl.DataFrame):
         return frame
     if type(frame).__module__.partition(".")[0] == "pandas":
-        return pl.from_pandas(frame)
+        return _from_pandas(frame)
     found = f"{type(frame).__module__}.{type(frame).__name__}"
     raise EhrError(f"expected a polars or pandas DataFrame, found {found}", "", "convert the table first")
+
+
+def _from_pandas(frame: Any) -> pl.DataFrame:
+    """Column by column, so that one of mixed values (numbers beside text, say) is named."""
+    columns = {}
+    for column in frame.columns:
+        try:
+            columns[str(column)] = pl.from_pandas(frame[column])
+        except (TypeError, ValueError, OverflowError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+            what = f"column '{column}' holds values of several kinds: {str(error).splitlines()[0]}"
+            raise EhrError(what, "pandas", "give every value of a column one type, ids as text for instance") from None
+    return pl.DataFrame(columns)
 
 
 def _check_columns(table: pl.DataFrame, keep: tuple[str, ...], name: str) -> None:
@@ -93,7 +121,7 @@ def _is_text(column: pl.Series) -> bool:
 
 
 def _subject_ids(column: pl.Series, name: str, salt: str) -> pl.Series:
-    if column.dtype.is_integer():
+    if column.dtype.is_integer() or _is_integral(column):
         return column.cast(pl.Int64, strict=False).alias("subject_id")
     if not _is_text(column):
         what = f"column 'subject_id' should hold integers or text, found {column.dtype}"
@@ -102,6 +130,28 @@ def _subject_ids(column: pl.Series, name: str, salt: str) -> pl.Series:
     known = texts.drop_nulls().unique().sort()
     numbers = pl.Series(hash_ids(known, salt=salt, where=name), dtype=pl.Int64)
     return texts.replace_strict(known, numbers, return_dtype=pl.Int64, default=None).alias("subject_id")
+
+
+def _is_integral(column: pl.Series) -> bool:
+    """Whole numbers that became floats for the sake of an empty cell; beyond 2^53 floats no longer tell ids apart."""
+    if not column.dtype.is_float():
+        return False
+    known = column.drop_nulls().drop_nans()
+    return bool(((known == known.round()) & (known.abs() < 2.0**53)).all())
+
+
+def _require_kinds(table: pl.DataFrame, keep: tuple[str, ...], name: str) -> None:
+    """EhrError where code is no text or number_value no number, as in a column of lists."""
+    value = table.schema.get("numeric_value", pl.Null())
+    scalar = value.is_numeric() or value in (pl.Null, pl.Boolean) or _is_text(table["numeric_value"])
+    for column, good in {
+        "code": _is_text(table["code"]) or table.schema["code"].is_integer() or table.schema["code"] == pl.Null,
+        "numeric_value": scalar,
+        **{column: table.schema[column] != pl.Object for column in keep},
+    }.items():
+        if not good:
+            what = f"column '{column}' should hold {_KINDS.get(column, 'plain values')}, found {table.schema[column]}"
+            raise EhrError(what, name, "convert the column first: one plain value a row")
 
 
 def _read_columns(table: pl.DataFrame, name: str) -> pl.DataFrame:

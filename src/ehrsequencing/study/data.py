@@ -15,6 +15,7 @@ from jaxtyping import Int64
 from ehrsequencing.batches import SurvivalData, VisitData
 from ehrsequencing.bundle import Encoder
 from ehrsequencing.cohort import Cohort, cut, whole_records
+from ehrsequencing.cohort.attrition import suppress
 from ehrsequencing.cohort.splits import periods, subject_splits, units
 from ehrsequencing.cohort.times import midnight
 from ehrsequencing.config import (
@@ -276,3 +277,10 @@ def refuse_empty_splits(cohort: Cohort) -> None:
             "name the splits as MEDS does, leave none empty; where 'labelled' limits them, raise it",
             code=Exit.COHORT,
         )
+
+
+def cut_short(store: TokenStore, tokenizer: Tokenizer) -> str:
+    """How many histories were longer than the tokenizer keeps; counts below 10 are suppressed."""
+    cut, kept = suppress([int(store.truncated.sum()), int((~store.truncated).sum())])
+    limit = f"histories of more than {tokenizer.config.max_tokens} tokens"
+    return f"{limit}, cut to their latest visits: {cut} ({kept} whole)"

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from ehrsequencing.cohort import Cohort
+from ehrsequencing.cohort.attrition import suppress
 from ehrsequencing.config import TRAIN
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.calibration import CalibrationSummary, calibration_summary
@@ -34,6 +35,7 @@ class FileScores:
         events: of each cause among them, by name, up to the horizon.
         figures: each with its interval.
         calibration: by horizon in days.
+        strangers: predictions for subjects who are not in the cohort; left out.
     """
 
     model: str
@@ -45,6 +47,7 @@ class FileScores:
     patients: int = 0
     events: Mapping[str, int] = field(default_factory=dict)
     calibration: Mapping[float, CalibrationSummary] = field(default_factory=dict)
+    strangers: int = 0
 
     def text(self) -> str:
         """For people."""
@@ -52,6 +55,8 @@ class FileScores:
         lines = [f"{self.n:,} of {self.of:,} {what} of '{self.split}', horizon {self.tau:g} days"]
         if self.n < self.of:
             lines.append("warning: patients without a prediction were left out; that can flatter a model")
+        if self.strangers:
+            lines.append(f"{suppress([self.strangers])[0]} predictions for patients outside the cohort were left out")
         if len(self.events) > 1:
             lines.append("competing events are no censoring: C, Brier and calibration are those of the outcome")
         for name, interval in self.figures.items():
@@ -61,7 +66,7 @@ class FileScores:
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
-        facts = {name: getattr(self, name) for name in ("model", "split", "n", "of", "patients", "tau")}
+        facts = {name: getattr(self, name) for name in ("model", "split", "n", "of", "patients", "tau", "strangers")}
         return {
             **facts,
             "events": dict(self.events),
@@ -106,7 +111,8 @@ def evaluate_file(
             f"predict these patients, or choose another split ({', '.join(known.table['split'].unique().sort())})",
             code=Exit.BUNDLE,
         )
-    facts = FileScores(given.model, split, shared.height, judged.height, tau, {})
+    strangers = int((~np.isin(given.subject_id, known.table["subject_id"].to_numpy())).sum())
+    facts = FileScores(given.model, split, shared.height, judged.height, tau, {}, strangers=strangers)
     return _score(known, shared, given.take(shared["at"].to_numpy()), facts, horizons, bootstrap)
 
 

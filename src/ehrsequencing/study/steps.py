@@ -34,6 +34,7 @@ from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.study.assemble import make_bundle
 from ehrsequencing.study.auto import choose
 from ehrsequencing.study.data import (
+    cut_short,
     divisions,
     limit_labelled,
     prepare,
@@ -119,6 +120,8 @@ def pretrain(
     whose records begin in it), and their records end with it.
     """
     task = input if isinstance(input, TaskConfig) else None
+    if split.calendar is None:
+        dataset.refuse_unnamed_split(TRAIN)
     cohort = None
     if task is not None and split.calendar is not None:
         cohort = build_cohort(dataset, task, calendar=split.calendar, visit_column=tokens.visit_column)
@@ -177,6 +180,7 @@ def write_bundle(
     refuse_empty_splits(cohort)
     prepared = prepare(dataset, cohort, pretrained)
     data = prepared.data
+    say(cut_short(data.tokens, data.tokenizer))
     choice = choose_recipe(prepared.n_labelled, prepared.n_labelled_events, prepared.events(TUNING))
     recipe, departures = choice.recipe.within(budget)
     say("\n".join([choice.text(), *(f"  departure     {text}" for text in departures)]))
