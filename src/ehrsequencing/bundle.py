@@ -100,6 +100,11 @@ class Bundle:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def causes(self) -> tuple[str, ...]:
+        """The names of what its logits are hazards of: the task's outcome, then the competing events."""
+        return self.task.causes
+
+    @property
     def default_row(self) -> str:
         return next(iter(self.rows))
 
@@ -238,12 +243,19 @@ def model_card(bundle: Bundle) -> str:
         f"- records read through: {bundle.tokenizer.vocab_size:,} codes, at most "
         f"{bundle.tokenizer.config.max_tokens} tokens a patient",
         "",
-        "Risk is minus the restricted mean survival time to the horizon: higher means sooner. Figures above are of one "
+        f"{_risk(bundle.causes)}: higher means sooner. Figures above are of one "
         "training run on one dataset; validate on your own patients before relying on them, and never use them alone "
         "for decisions about a person.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _risk(causes: tuple[str, ...]) -> str:
+    if len(causes) == 1:
+        return "Risk is minus the restricted mean survival time to the horizon"
+    rivals = ", ".join(causes[1:])
+    return f"Competing events: {rivals}. Risk is the restricted time lost to the outcome before the horizon"
 
 
 def _code(task: TaskConfig) -> str:

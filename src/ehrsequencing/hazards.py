@@ -80,7 +80,8 @@ def nll_gradient(
     if logits.ndim == 2:
         return _one_cause(logits, exposure, bins, event)
     happened = (event > 0).astype(np.int64)  # (n,)
-    eta, share = total_logit(logits), cause_shares(logits)  # (n, K), (n, K, R)
+    eta = total_logit(logits)  # (n, K)
+    share = np.exp(logits - eta[:, :, None])  # (n, K, R)
     value, by_total = _one_cause(eta, exposure, bins, happened)
     gradient = by_total[:, :, None] * share  # (n, K, R)
     row = np.flatnonzero(happened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from jaxtyping import Float64
 from ehrsequencing.batches import VisitPlaces
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.cohort import cut, prediction_rows
-from ehrsequencing.config import TaskConfig
+from ehrsequencing.config import OUTCOME, TaskConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.features import build_features
@@ -41,12 +42,12 @@ def predict(bundle: Bundle, dataset: MedsDataset, *, labels: Path | None = None,
 def predict_rows(bundle: Bundle, dataset: MedsDataset, rows: pl.DataFrame, row: str | None = None) -> Predictions:
     """Predictions for given rows (``subject_id, prediction_time``), in their order."""
     name, logits = row_logits(bundle, dataset, rows, row)
-    return to_predictions(logits, rows, bundle.grid, name, cohort_fingerprint="")
+    return to_predictions(logits, rows, bundle.grid, name, cohort_fingerprint="", causes=bundle.causes)
 
 
 def row_logits(
     bundle: Bundle, dataset: MedsDataset, rows: pl.DataFrame, row: str | None = None, task: TaskConfig | None = None
-) -> tuple[str, Float64[np.ndarray, "n K"]]:
+) -> tuple[str, Float64[np.ndarray, "n K *R"]]:
     """The name of the bundle's row that is read, and its hazard logits for given rows, in their order.
 
     Args:
@@ -62,9 +63,9 @@ def row_logits(
         history = cut(dataset.scan(), rows, asked, visit_column=visit_column).collect(engine="streaming")
     if chosen.alpha > 0 and not at_visits:
         tokens = tokenize(history, rows, bundle.tokenizer)
-        deep = hazard_logits(bundle.model, tokens, np.arange(len(tokens)))  # [n, K]
+        deep = hazard_logits(bundle.model, tokens, np.arange(len(tokens)))  # [n, K, *R]
     if chosen.alpha < 1:
-        wide = bundle.wide.logits(build_features(history, rows, bundle.features).values)  # [n, K]
+        wide = bundle.wide.logits(build_features(history, rows, bundle.features).values)  # [n, K, *R]
     return name, chosen.logits(deep, wide)
 
 
@@ -87,16 +88,22 @@ def read_visits(dataset: MedsDataset, rows: pl.DataFrame, task: TaskConfig, toke
 
 
 def to_predictions(
-    logits: Float64[np.ndarray, "n K"], rows: pl.DataFrame, grid: TimeGrid, model: str, cohort_fingerprint: str
+    logits: Float64[np.ndarray, "n K *R"],
+    rows: pl.DataFrame,
+    grid: TimeGrid,
+    model: str,
+    cohort_fingerprint: str,
+    causes: Sequence[str] = (OUTCOME,),
 ) -> Predictions:
-    """Hazard logits as predictions: risk = −RMST(τ), survival at the 100 equal points on (0, τ]."""
-    times = grid.curve_times()
-    return Predictions(
-        subject_id=rows["subject_id"].to_numpy(),
-        prediction_time=rows["prediction_time"].to_numpy(),
-        risk=grid.risk(logits),
-        horizon_days=times,
-        survival=grid.survival(logits, times),
+    """Hazard logits of rows as predictions: risk and curves, with an incidence a cause where several compete."""
+    if (logits.shape[2] if logits.ndim == 3 else 1) != len(causes):
+        raise ValueError(f"expected logits of {len(causes)} causes ({', '.join(causes)}), found {logits.shape}")
+    return Predictions.from_logits(
+        logits,
+        grid,
+        rows["subject_id"].to_numpy(),
+        rows["prediction_time"].to_numpy(),
+        causes,
         cohort_fingerprint=cohort_fingerprint,
         model=model,
     )

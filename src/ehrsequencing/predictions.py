@@ -15,6 +15,7 @@ from ehrsequencing.cohort.labels import within_horizon
 from ehrsequencing.config import OUTCOME
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.files import staged_file
+from ehrsequencing.timegrid import TimeGrid
 
 TOLERANCE = 1e-6
 """By how much survival may leave [0, 1] or rise: rounding of single-precision models."""
@@ -112,6 +113,34 @@ class Predictions:
         width = knots[right] - knots[left]
         share = np.divide(inside - knots[left], width, out=np.zeros(len(inside)), where=width > 0)  # [t]
         return curve[:, left] * (1 - share) + curve[:, right] * share
+
+    @classmethod
+    def from_logits(
+        cls,
+        logits: Float64[np.ndarray, "n K *R"],
+        grid: TimeGrid,
+        subject_id: Int64[np.ndarray, " n"],
+        prediction_time: np.ndarray,
+        causes: Sequence[str] = (OUTCOME,),
+        **about: str,
+    ) -> Predictions:
+        """Hazard logits as predictions: the grid's risk, and curves at its 100 equal points on (0, τ].
+
+        Args:
+            causes: the R names, the outcome first.
+            about: ``cohort_fingerprint`` and ``model``.
+        """
+        times = grid.curve_times()
+        cif = grid.cif(logits, times) if len(causes) > 1 else None  # [n, m, R]
+        return cls(
+            subject_id=subject_id,
+            prediction_time=prediction_time,
+            risk=grid.risk(logits),
+            horizon_days=times,
+            survival=grid.survival(logits, times),
+            cif={} if cif is None else {name: cif[:, :, r] for r, name in enumerate(causes)},
+            **about,
+        )
 
     def take(self, rows: Integer[np.ndarray, " k"]) -> Predictions:
         """The given rows, in the given order."""

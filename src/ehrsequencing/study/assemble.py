@@ -18,7 +18,7 @@ from ehrsequencing.study.data import Prepared
 from ehrsequencing.training.finetune import FineTuned
 
 WIDE = "wide"
-Logits = Float64[np.ndarray, "N K"]
+Logits = Float64[np.ndarray, "N K *R"]
 
 
 def blend_name(strategy: str) -> str:
@@ -88,7 +88,7 @@ def _facts(data: SurvivalData, fitted: FineTuned) -> dict[str, Any]:
         "notes": fitted.notes,
         "tuning": tuning,
         "tuning_text": text,
-        "trained_on": f"{_count(len(train))} patients with {_count(int(train.event.sum()))} outcomes",
+        "trained_on": f"{_count(len(train))} patients with {_count(int((train.event == 1).sum()))} outcomes",
         "cohort_fingerprint": data.cohort_fingerprint,
         "token_fingerprint": data.tokens.fingerprint,
         "tokenizer_fingerprint": data.tokenizer.fingerprint,

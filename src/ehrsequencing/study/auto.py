@@ -13,6 +13,7 @@ from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.evaluation.verdict import judge
 from ehrsequencing.inference import to_predictions
 from ehrsequencing.models.strategies import STRATEGIES
+from ehrsequencing.nonparametric import for_outcome
 from ehrsequencing.training.finetune import FineTuned
 from ehrsequencing.training.recipes import Recipe, underfits
 
@@ -98,9 +99,9 @@ def score_on_tuning(data: SurvivalData, fits: Mapping[str, FineTuned], resamples
         tau=data.grid.tau,
         n_boot=resamples,
     )
-    rows = data.rows[at]
+    about = data.cohort_fingerprint, data.causes
     return {
-        name: evaluation.score(to_predictions(fitted.logits[at], rows, data.grid, name, data.cohort_fingerprint))
+        name: evaluation.score(to_predictions(fitted.logits[at], data.rows[at], data.grid, name, *about))
         for name, fitted in fits.items()
     }
 
@@ -109,7 +110,7 @@ def cox_tuning_c(data: SurvivalData) -> float | None:
     """Harrell's C of ridge Cox on the tuning rows; None without a comparable pair."""
     at = data.index(TUNING)
     targets = data.targets(at)
-    duration, event = targets.duration.numpy(), targets.event.numpy()
+    duration, event = for_outcome(targets.duration.numpy(), targets.event.numpy(), data.grid.tau)
     first = duration[event == 1].min(initial=float("inf"))
     if not (duration > first).any():
         return None

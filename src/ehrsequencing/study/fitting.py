@@ -131,7 +131,7 @@ def _bundle_rows(
     prepared: Prepared,
     strategy: Strategy,
     seed: int,
-    logits: Float64[np.ndarray, "N K"],
+    logits: Float64[np.ndarray, "N K *R"],
     seconds: float,
 ) -> Iterator[Scored]:
     data, at = prepared.data, prepared.data.index(HELD_OUT)
@@ -146,7 +146,9 @@ def _bundle_rows(
             kind=strategy.kind,
             why=f"{strategy.name} and wide, hazard logits blended on tuning" if blended else strategy.why,
             seed=seed,
-            predictions=to_predictions(row.logits(logits[at], wide), rows, data.grid, name, data.cohort_fingerprint),
+            predictions=to_predictions(
+                row.logits(logits[at], wide), rows, data.grid, name, data.cohort_fingerprint, data.causes
+            ),
             seconds=seconds,
             trainable=counts["trainable"] + (bundle.wide.n_parameters if blended else 0),
             total=counts["total"] + (bundle.wide.n_parameters if blended else 0),

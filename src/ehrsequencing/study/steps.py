@@ -137,7 +137,9 @@ def evaluate_held_out(data: SurvivalData, fitted: FineTuned, *, n_boot: int = 1_
     at, train = data.index(HELD_OUT), data.targets(data.index(TRAIN))
     outcome = data.targets(at)
     return evaluate(
-        to_predictions(fitted.logits[at], data.rows[at], data.grid, fitted.strategy.name, data.cohort_fingerprint),
+        to_predictions(
+            fitted.logits[at], data.rows[at], data.grid, fitted.strategy.name, data.cohort_fingerprint, data.causes
+        ),
         outcome.duration.numpy(),
         outcome.event.numpy(),
         train_duration=train.duration.numpy(),

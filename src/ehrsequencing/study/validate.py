@@ -88,9 +88,10 @@ def validate(
         "validation": describe_casemix(history, judged, loaded.tokenizer, tau, asked.causes),
     }
     progress(Tick("evaluate", 2, 4, f"{bootstrap:,} resamples"))
-    before = to_predictions(logits, judged, loaded.grid, name, cohort.fingerprint)
+    before = to_predictions(logits, judged, loaded.grid, name, cohort.fingerprint, loaded.causes)
     fits, adjusted = cross_fit(logits, judged, loaded.grid, seed)
-    after = to_predictions(adjusted, judged, loaded.grid, f"{name}, recalibrated", cohort.fingerprint)
+    about = f"{name}, recalibrated"
+    after = to_predictions(adjusted, judged, loaded.grid, about, cohort.fingerprint, loaded.causes)
     scored = BeforeAfter.of(before, after, judged, tau, _horizons(horizons, tau), bootstrap, seed, progress)
     found = {
         "bundle": {"row": name, "strategy": loaded.facts.get("strategy", "unknown"), "tau": loaded.grid.tau},

@@ -44,7 +44,7 @@ def _paired_error(reference: Float64[np.ndarray, " b"], other: Float64[np.ndarra
     return float(np.nanstd((reference - other)[1:]))
 
 
-def _scores(objective: SurvivalObjective, logits: Sequence[Float64[np.ndarray, "m K"]]) -> list[Scores]:
+def _scores(objective: SurvivalObjective, logits: Sequence[Float64[np.ndarray, "m K *R"]]) -> list[Scores]:
     score, grid = objective.score, objective.score.grid
     evaluation = Evaluation.of(
         score.duration,
@@ -54,10 +54,9 @@ def _scores(objective: SurvivalObjective, logits: Sequence[Float64[np.ndarray, "
         tau=grid.tau,
         n_boot=RESAMPLES,
     )
-    times = grid.curve_times()
     subject_id = np.arange(len(score.duration))
     moment = np.zeros(len(subject_id), dtype="datetime64[us]")
     return [
-        evaluation.score(Predictions(subject_id, moment, grid.risk(epoch), times, grid.survival(epoch, times)))
+        evaluation.score(Predictions.from_logits(epoch, grid, subject_id, moment, objective.data.causes))
         for epoch in logits
     ]

@@ -28,6 +28,7 @@ from ehrsequencing.models.forward import (
 from ehrsequencing.models.heads import LinearHead
 from ehrsequencing.models.strategies import FootprintAudit, Strategy, find_strategy, footprint
 from ehrsequencing.models.wide import fit_ridge_hazard
+from ehrsequencing.nonparametric import for_outcome
 from ehrsequencing.training.checkpoints import calibrated_among_the_best
 from ehrsequencing.training.loop import Epoch, Progress, Schedule, Tick, silent, train
 from ehrsequencing.training.objectives import SurvivalObjective, TuningScore
@@ -66,14 +67,14 @@ class FineTuned:
     """A fitted model with its raw hazard logits for every row of the data, and how it came about.
 
     Attributes:
-        logits: float64 [N, K], before any blending or recalibration.
+        logits: float64 [N, K], or [N, K, R] with competing causes, before any blending or recalibration.
         counts: parameters, ``trainable`` and ``total`` at least.
         history: one record an epoch; empty for a head fitted to convergence.
     """
 
     strategy: Strategy
     model: BEHRTForSurvival
-    logits: Float64[np.ndarray, "N K"]
+    logits: Float64[np.ndarray, "N K *R"]
     counts: dict[str, int]
     history: list[Epoch]
     seconds: float
@@ -87,7 +88,8 @@ class FineTuned:
         """Harrell's C on the training rows, in eval mode."""
         rows = data.index(TRAIN)
         targets = data.targets(rows)
-        return harrell_c(targets.duration.numpy(), targets.event.numpy(), data.grid.risk(self.logits[rows]))
+        outcome = for_outcome(targets.duration.numpy(), targets.event.numpy(), data.grid.tau)
+        return harrell_c(*outcome, data.grid.risk(self.logits[rows]))
 
 
 def finetune(
@@ -136,7 +138,7 @@ def _fit(
     resume: Resume | None,
 ) -> FineTuned:
     torch.manual_seed(seed)
-    overrides: dict[str, Any] = {"n_bins": data.grid.n_bins, "head": strategy.head}
+    overrides: dict[str, Any] = {"n_bins": data.grid.n_bins, "n_causes": data.n_causes, "head": strategy.head}
     if dropout is not None:
         overrides |= {"dropout": dropout, "head_dropout": dropout}
     predict_at = "index" if data.visits is None else "every_visit"
@@ -155,7 +157,7 @@ def _prepare_head(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCac
     learned = rows if data.visits is None else data.visits.index(TRAIN)
     features = cache.get(model, data)[torch.from_numpy(learned)]
     targets = data.targets(rows)
-    marginal = data.grid.marginal_logits(targets.duration.numpy(), targets.event.numpy())
+    marginal = data.grid.marginal_logits(targets.duration.numpy(), targets.event.numpy(), data.n_causes)
     model.hazard_head.set_standardiser(features.mean(dim=0), features.std(dim=0))
     model.hazard_head.set_marginal(torch.from_numpy(marginal).float())
 
@@ -174,6 +176,7 @@ def _fit_linear(
         x[_places(data, tuning_rows)],
         data.targets(tuning_rows),
         n_bins=data.grid.n_bins,
+        n_causes=data.n_causes,
     )
     head = model.hazard_head
     if not isinstance(head, LinearHead):
@@ -246,7 +249,7 @@ def _even_visits(visits: VisitData) -> Int64[np.ndarray, " k"]:
 
 
 @torch.no_grad()
-def _head_logits(model: BEHRTForSurvival, features: Float32[Tensor, "N F"]) -> Float64[np.ndarray, "N K"]:
+def _head_logits(model: BEHRTForSurvival, features: Float32[Tensor, "N F"]) -> Float64[np.ndarray, "N K *R"]:
     model.eval()
     return model.hazards(features).double().numpy()
 

@@ -13,12 +13,12 @@ from ehrsequencing.batches import SurvivalData, Targets
 from ehrsequencing.config import TRAIN, TUNING
 from ehrsequencing.evaluation.metrics import harrell_c, integrated_brier
 from ehrsequencing.models.losses import hybrid_loss
-from ehrsequencing.nonparametric import censoring_distribution
+from ehrsequencing.nonparametric import censoring_distribution, for_outcome
 from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.training.resume import Snapshot, digest_of
 
 Forward = Callable[[np.ndarray], Tensor]
-"""Positions of rows of a SurvivalData to hazard logits [n, K]."""
+"""Positions of rows of a SurvivalData to hazard logits [n, K], or [n, K, R] with competing causes."""
 
 
 class TuningScore:
@@ -30,21 +30,23 @@ class TuningScore:
         self.targets: Targets = data.targets(data.index(TUNING))
         self.censoring = censoring_distribution(train.duration.numpy(), train.event.numpy())
         self.duration, self.event = self.targets.duration.numpy(), self.targets.event.numpy()
-        earliest = self.duration[self.event == 1].min(initial=np.inf)
-        self.can_rank = bool((self.duration > earliest).any())
+        duration, event = for_outcome(self.duration, self.event, self.grid.tau)
+        self.can_rank = bool((duration > duration[event == 1].min(initial=np.inf)).any())
 
-    def __call__(self, logits: Float64[np.ndarray, "m K"]) -> dict[str, float]:
+    def __call__(self, logits: Float64[np.ndarray, "m K *R"]) -> dict[str, float]:
         """``tuning_c``, ``tuning_brier`` (integrated to τ), ``tuning_nll`` and the ``score`` that selects epochs.
 
-        The score is Harrell's C; where the tuning split has no comparable pair, the likelihood stands in.
+        The score is Harrell's C; where the tuning split has no comparable pair, the likelihood stands in. With
+        competing causes C and Brier are those of the outcome (its incidence), the likelihood is of all causes.
         """
         times, tau = self.grid.curve_times(), self.grid.tau
-        survival = self.grid.survival(logits, times)  # [m, T]
+        several = logits.ndim == 3
+        survival = 1.0 - self.grid.cif(logits, times)[:, :, 0] if several else self.grid.survival(logits, times)
         nll = float(self.grid.nll(logits, self.duration, self.event).mean())
         brier = integrated_brier(self.duration, self.event, survival, times, self.censoring, tau)
         if not self.can_rank:
             return {"tuning_brier": brier, "tuning_nll": nll, "score": -nll}
-        c = harrell_c(self.duration, self.event, self.grid.risk(logits))
+        c = harrell_c(*for_outcome(self.duration, self.event, tau), self.grid.risk(logits))
         return {"tuning_c": c, "tuning_brier": brier, "tuning_nll": nll, "score": c}
 
 
@@ -57,13 +59,13 @@ class SurvivalObjective:
         self.data, self.forward, self.lambda_rank = data, forward, lambda_rank
         self.n_rows = len(self.train)
         self.steps_without_pairs = 0
-        self.tuning_logits: list[Float64[np.ndarray, "m K"]] = []
+        self.tuning_logits: list[Float64[np.ndarray, "m K *R"]] = []
         self._seen: list[tuple[Int64[np.ndarray, " b"], Tensor]] = []
 
     def loss(self, rows: Int64[np.ndarray, " b"]) -> Float[Tensor, ""]:
         """The hybrid loss of one optimiser step; the ranking term sees every patient of it."""
         t = self.targets.take(rows)
-        logits = self.forward(self.train[rows])  # [b, K]
+        logits = self.forward(self.train[rows])  # [b, K, *R]
         fraction, duration = t.fraction.to(logits.dtype), t.duration
         result = hybrid_loss(logits, t.bin, fraction, t.event, duration, self.lambda_rank)
         self.steps_without_pairs += int(self.lambda_rank > 0 and result.n_pairs == 0)
@@ -83,7 +85,7 @@ class SurvivalObjective:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Metrics on the tuning split; the logits are kept for choosing among checkpoints."""
-        logits = self.forward(self.tuning).double().numpy()  # [m, K]
+        logits = self.forward(self.tuning).double().numpy()  # [m, K, *R]
         self.tuning_logits.append(logits)
         return {**self._train_c(), **self.score(logits)}
 
@@ -117,8 +119,9 @@ class SurvivalObjective:
         if not seen:
             return {}
         t = self._seen_targets(np.concatenate([rows for rows, _ in seen]))
-        risk = self.score.grid.risk(torch.cat([logits for _, logits in seen]).double().numpy())
-        return {"train_c": harrell_c(t.duration.numpy(), t.event.numpy(), risk)}
+        grid = self.score.grid
+        risk = grid.risk(torch.cat([logits for _, logits in seen]).double().numpy())
+        return {"train_c": harrell_c(*for_outcome(t.duration.numpy(), t.event.numpy(), grid.tau), risk)}
 
     def _seen_targets(self, rows: Int64[np.ndarray, " b"]) -> Targets:
         """The outcomes of rows that a step has seen."""
