@@ -16,9 +16,10 @@ from pydantic.fields import FieldInfo
 import ehrsequencing
 from ehrsequencing import config as settings
 from ehrsequencing.cli.verbs import app
+from ehrsequencing.sources.mapping import MappingConfig
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = {"TASK.yaml": settings.TaskConfig, "STUDY.yaml": settings.StudyConfig}
+SETTINGS = {"TASK.yaml": settings.TaskConfig, "STUDY.yaml": settings.StudyConfig, "MAPPING.yaml": MappingConfig}
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -89,7 +90,8 @@ def _default(option: Any) -> str:
 def configuration_page() -> str:
     """Every key of every settings file: type, default, meaning."""
     head = (
-        "# Settings\n\nA question is a TASK.yaml ([task language](task-language.md)), a whole run a STUDY.yaml. "
+        "# Settings\n\nA question is a TASK.yaml ([task language](task-language.md)), a whole run a STUDY.yaml, "
+        "the columns of tables a MAPPING.yaml ([how to](../how-to/convert-csv.md)). "
         "Unknown keys are refused with the nearest known one; environment variables in a file expand."
     )
     return "\n\n".join([head, *(_file(name, model) for name, model in SETTINGS.items())]) + "\n"

@@ -46,7 +46,7 @@ def assert_clear(result, code: int, *words: str) -> None:
         assert word in err
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "convert synthea", "convert omop"])
+@pytest.mark.parametrize("verb", [*VERBS, "convert synthea", "convert omop", "convert csv"])
 def test_every_verb_has_help_with_an_example(ehrseq, verb):
     code, out, _ = ehrseq(*verb.split(), "--help")
     assert code == 0

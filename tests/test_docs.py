@@ -20,6 +20,7 @@ from ehrsequencing import config
 from ehrsequencing.cli import main
 from ehrsequencing.cli.verbs import app
 from ehrsequencing.config import TaskConfig
+from ehrsequencing.sources.mapping import MappingConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -97,7 +98,7 @@ def test_a_command_that_does_not_exist_would_be_noticed():
 @pytest.mark.parametrize("block", of(SETTINGS), ids=str)
 def test_every_settings_block_is_valid(block):
     data = yaml.safe_load(block.text)
-    for model in vars(config).values():
+    for model in (*vars(config).values(), MappingConfig):
         if isinstance(model, type) and issubclass(model, config.Strict) and _fits(model, data):
             return
     for key, value in data.items():  # some keys of a task

@@ -25,6 +25,7 @@ _HOME = {
     "apply_lora_to_behrt": "models.lora",
     "build_cohort": "cohort",
     "choose_recipe": "training.recipes",
+    "convert_csv": "sources.mapped",
     "convert_omop": "sources.omop",
     "convert_synthea": "sources.synthea",
     "evaluate_held_out": "study.steps",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from ehrsequencing.models.behrt_survival import BEHRTForSurvival
     from ehrsequencing.models.lora import apply_lora_to_behrt
     from ehrsequencing.predictions import Predictions
+    from ehrsequencing.sources.mapped import convert_csv
     from ehrsequencing.sources.omop import convert_omop
     from ehrsequencing.sources.synthea import convert_synthea
     from ehrsequencing.study import run_study

@@ -295,12 +295,20 @@ class SimulateConfig(Strict):
         return self
 
 
+class TablesConfig(Strict):
+    """Long tables and the MAPPING.yaml that explains their columns."""
+
+    src: str
+    mapping: str
+
+
 class DataConfig(Strict):
     """Where the records come from: a MEDS folder, a raw export to convert, or the simulator."""
 
     meds: str | None = None
     synthea: str | None = None
     omop: str | None = None
+    csv: TablesConfig | None = None
     simulate: SimulateConfig | None = None
 
     @model_validator(mode="before")

@@ -109,6 +109,21 @@ def convert_omop(
     to.next("check", out)
 
 
+@convert.command("csv", epilog="Example: ehrseq convert csv exports/registry out/registry --mapping registry.yaml")
+def convert_csv(
+    src: Annotated[Path, typer.Argument(help="folder of tables (csv, tsv, gzipped, parquet)")],
+    out: Out,
+    mapping: Annotated[Path, typer.Option(help="a MAPPING.yaml: which columns are subject, time, code, value")],
+    quiet: Quiet = False,
+) -> None:
+    """Any long tables -> MEDS, by a mapping file: a registry, a spreadsheet export, a claims extract."""
+    from ehrsequencing.sources.mapped import convert_csv as run
+
+    to = Output(quiet=quiet)
+    to.say(run(src, out, mapping).text())
+    to.next("check", out)
+
+
 @app.command(epilog="Example: ehrseq check out/synthea")
 def check(meds: Meds, as_json: Json = False, quiet: Quiet = False) -> None:
     """Facts and problems of a MEDS dataset, looking beyond the schema; exit code 11 where one is an error."""

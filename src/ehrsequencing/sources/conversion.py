@@ -11,6 +11,7 @@ import polars as pl
 
 from ehrsequencing.events.dataset import MedsDataset
 from ehrsequencing.events.frames import write_rejects
+from ehrsequencing.events.subjects import hash_ids
 from ehrsequencing.sources.blocks import Block
 from ehrsequencing.sources.spill import Spill
 
@@ -138,6 +139,13 @@ class Ledger:
         for table in dict.fromkeys(tally.table for tally in self.tallies):
             parts = [tally.rejects_table() for tally in self.tallies if tally.table == table]
             write_rejects(folder, table, pl.concat(parts))
+
+
+def visit_numbers(visits: pl.Series) -> pl.Series:
+    """Visits' identifiers as numbers, by a hash; null stays null."""
+    known = visits.drop_nulls().unique()
+    numbers = pl.Series(hash_ids(known, where="visits"), dtype=pl.Int64)
+    return visits.replace_strict(known, numbers, default=None, return_dtype=pl.Int64)
 
 
 def climb(codes: pl.Expr) -> pl.Expr:

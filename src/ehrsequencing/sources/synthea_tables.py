@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from ehrsequencing.events import hash_ids, parse_times
+from ehrsequencing.events import parse_times
+from ehrsequencing.sources.conversion import visit_numbers
 from ehrsequencing.sources.tables import RawTable
 
 _LOINC = r"^\d{1,7}-\d$"
@@ -117,7 +118,7 @@ RULES = (
 
 def to_events(rule: Rule, rows: pl.DataFrame) -> pl.DataFrame:
     """The table's rows with the columns of an event, and the reason why a row is none (null where it is one)."""
-    rows = rows.with_columns(time=parse_times(pl.col("TIME")), visit_id=_visit_ids(rows["VISIT"]))
+    rows = rows.with_columns(time=parse_times(pl.col("TIME")), visit_id=visit_numbers(rows["VISIT"]))
     empty = [pl.when(pl.col(name).is_null()).then(pl.lit(f"{name} is empty")) for name in rule.needs if name != "VALUE"]
     reasons = [
         *empty,
@@ -134,9 +135,3 @@ def to_events(rule: Rule, rows: pl.DataFrame) -> pl.DataFrame:
         unit=pl.when(rule.value.is_not_null()).then(pl.col("UNITS")),
         reason=pl.coalesce(reasons),
     )
-
-
-def _visit_ids(encounters: pl.Series) -> pl.Series:
-    known = encounters.drop_nulls().unique()
-    numbers = pl.Series(hash_ids(known, where="encounters"), dtype=pl.Int64)
-    return encounters.replace_strict(known, numbers, default=None, return_dtype=pl.Int64)

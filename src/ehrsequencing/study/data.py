@@ -36,6 +36,7 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset, assign_folds, rank_hash
 from ehrsequencing.features import FeatureSpec, build_features
 from ehrsequencing.inference import read_visits
+from ehrsequencing.sources.mapped import convert_csv
 from ehrsequencing.sources.omop import convert_omop
 from ehrsequencing.sources.synthea import convert_synthea
 from ehrsequencing.study.casemix import describe_casemix
@@ -51,6 +52,9 @@ def open_data(config: DataConfig, out: Path) -> tuple[MedsDataset, str]:
     if config.simulate is not None:
         dataset = simulate(out, config.simulate)
         return dataset, f"simulated: {config.simulate.patients:,} patients, seed {config.simulate.seed}"
+    if config.csv is not None:
+        report = convert_csv(_folder(config.csv.src), out, _folder(config.csv.mapping))
+        return report.dataset, report.text()
     for convert, source in ((convert_synthea, config.synthea), (convert_omop, config.omop)):
         if source is not None:
             report = convert(_folder(source), out)
