@@ -1,4 +1,4 @@
-"""Writes the tables of docs/explanation/which-model.md from finished studies: python which_model.py PAGE OUT [OUT …]."""
+"""Writes the tables of the page on which model to take from finished studies: which_model.py PAGE OUT [OUT …]."""
 
 from __future__ import annotations
 
