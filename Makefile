@@ -9,7 +9,7 @@ EHR_DATA ?= ../shared/data
 export EHR_DATA
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check fast docs clean
+.PHONY: demo test check fast docs which-model clean
 
 demo: $(VENV)/.run
 	$(BIN)/ehrseq run studies/demo.yaml $(OUT)/demo
@@ -29,6 +29,10 @@ fast: $(VENV)/.dev
 export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict --quiet
+
+STUDIES ?= $(OUT)/demo
+which-model: $(VENV)/.run
+	$(BIN)/python benchmarks/which_model.py docs/explanation/which-model.md $(STUDIES)
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -204,7 +204,7 @@ def _relative(x: np.ndarray, names: Sequence[str], fit: RidgeCox) -> Relative:
     return Relative(fit.linear_predictor(x), coefficients.height, coefficients, fit.notes)
 
 
-def _tables(data: SurvivalData, names: Sequence[str], weight: Float64[np.ndarray, p * R]) -> pl.DataFrame:
+def _tables(data: SurvivalData, names: Sequence[str], weight: Float64[np.ndarray, " p *R"]) -> pl.DataFrame | None:
     """Coefficients of one cause, or of each."""
     columns = weight.reshape(len(weight), -1).T
     return by_cause(data, [_coefficients(names, column) for column in columns])
