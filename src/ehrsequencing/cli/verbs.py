@@ -227,6 +227,9 @@ def finetune(
     out: Out,
     encoder: Annotated[Path, typer.Option(help="a pretrained encoder (from 'ehrseq pretrain')")],
     strategy: Annotated[str, typer.Option(help="auto, or a strategy by name (see 'ehrseq advise')")] = "auto",
+    attention: Annotated[
+        str | None, typer.Option(help="fine-tune under this mask though the encoder was pretrained under the other")
+    ] = None,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="fewer epochs than the recipe's")] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="another patience than the recipe's")] = None,
     labelled: Annotated[int | None, typer.Option(min=1, help="limit training + tuning to so many patients")] = None,
@@ -251,6 +254,7 @@ def finetune(
             out,
             encoder=encoder,
             strategy=strategy,
+            attention=attention,
             budget=budget,
             labelled=labelled,
             split=_split(split_seed, tuning_from, held_out_from),

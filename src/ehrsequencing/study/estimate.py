@@ -6,16 +6,18 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import polars as pl
 
 from ehrsequencing.batches import collate, micro_batches
 from ehrsequencing.cohort import Cohort, cut
 from ehrsequencing.config import TOKEN_BUDGET, TRAIN, StudyConfig, TaskConfig
 from ehrsequencing.events import MedsDataset
+from ehrsequencing.inference import read_visits
 from ehrsequencing.models.behrt import BEHRTConfig
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.strategies import STRATEGIES
 from ehrsequencing.study.data import Division, pretraining_records
-from ehrsequencing.tokens import TokenStore, tokenize
+from ehrsequencing.tokens import Tokenizer, TokenStore, tokenize
 from ehrsequencing.training.recipes import Recipe
 
 TRIAL_SECONDS = 3.0
@@ -40,10 +42,7 @@ def estimate(
         study.model.attention,
         calendar=study.split.calendar,
     )
-    rows = cohorts[0].table
-    history = cut(dataset.scan(), rows, task, visit_column=study.tokens.visit_column)
-    store = tokenize(history.collect(engine="streaming"), rows, tokenizer)
-    learning = int(store.lengths[(rows["split"] == TRAIN).to_numpy()].sum())
+    store, learning = _learned(study, dataset, task, cohorts[0], tokenizer)
     pace = tokens_per_second(store, study, tokenizer.vocab_size, tokenizer.value_codes)
     pretraining = PRETRAINING_FACTOR * int(records.offsets[-1]) * study.pretrain.epochs
     moving = [name for name in study.strategies if not STRATEGIES[name].cached_features]
@@ -59,9 +58,23 @@ def estimate(
     return "\n".join(lines)
 
 
+def _learned(
+    study: StudyConfig, dataset: MedsDataset, task: TaskConfig, cohort: Cohort, tokenizer: Tokenizer
+) -> tuple[TokenStore, int]:
+    """What a model reads of the cohort, and how many tokens of it in training: windows, where every visit is one."""
+    if cohort.visits is not None:
+        store = read_visits(dataset, cohort.visits, task, tokenizer).tokens
+        train = cohort.visits.filter(pl.col("split") == TRAIN)["subject_id"].unique()
+        return store, int(store.lengths[np.isin(store.subject_id, train.to_numpy())].sum())
+    rows = cohort.table
+    history = cut(dataset.scan(), rows, task, visit_column=study.tokens.visit_column)
+    store = tokenize(history.collect(engine="streaming"), rows, tokenizer)
+    return store, int(store.lengths[(rows["split"] == TRAIN).to_numpy()].sum())
+
+
 def tokens_per_second(store: TokenStore, study: StudyConfig, vocab_size: int, value_codes: tuple[int, ...]) -> float:
     """Tokens trained on in a second, by a few real steps on the study's own records."""
-    config = BEHRTConfig.of_size(study.model.size, vocab_size, value_codes=value_codes)
+    config = BEHRTConfig.of_size(study.model.size, vocab_size, value_codes=value_codes, attention=study.model.attention)
     model = BEHRTForSurvival(config)
     rows = np.random.default_rng(0).permutation(len(store))[:256]
     parts = micro_batches(store, rows, TOKEN_BUDGET // 4)

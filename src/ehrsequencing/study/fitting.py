@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from ehrsequencing.baselines import BASELINES, Fitted
-from ehrsequencing.batches import SurvivalData
+from ehrsequencing.batches import SurvivalData, VisitData
 from ehrsequencing.bundle import Bundle, Encoder
 from ehrsequencing.cohort import Cohort
 from ehrsequencing.config import HELD_OUT, StudyConfig, TaskConfig
@@ -23,6 +23,7 @@ from ehrsequencing.study.assemble import WIDE, blend_name, calibrated_row, make_
 from ehrsequencing.study.data import Division, Prepared, prepare, pretraining_records
 from ehrsequencing.study.oracle import ORACLE, WHY, oracle_predictions
 from ehrsequencing.study.simple import simple_models
+from ehrsequencing.study.trajectories import TRAJECTORIES, best_bundle, example_trajectories
 from ehrsequencing.training.finetune import FeatureCache, finetune
 from ehrsequencing.training.loop import Progress, Tick
 from ehrsequencing.training.pretrain import pretrain
@@ -68,7 +69,19 @@ def fit_division(work: Workplace, division: Division, cohort: Cohort, tau: float
     for strategy in (STRATEGIES[name] for name in work.study.strategies):
         for seed in _seeds(strategy, work.study.seeds):
             scored += _one_strategy(work, division, prepared, encoder, _hazard(wide_fit), strategy, seed, cache)
+    if prepared.data.visits is not None:
+        _write_trajectories(work, division, prepared.data.visits)
     return scored, prepared
+
+
+def _write_trajectories(work: Workplace, division: Division, visits: VisitData) -> None:
+    """Example patients of the best strategy; of the first division, where there are several."""
+    names = [name for name in work.study.strategies if STRATEGIES[name].kind == "strategy"]
+    seed = work.study.seeds[0]
+    best = best_bundle([work.out / "models" / f"{name}-{seed}{division.tag}" for name in names])
+    examples = None if best is None else example_trajectories(best, visits)
+    if examples is not None and not (work.out / TRAJECTORIES).exists():
+        examples.write_parquet(work.out / TRAJECTORIES)
 
 
 def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
@@ -117,6 +130,7 @@ def _one_strategy(
         encoder.model,
         seed=seed,
         dropout=work.study.model.dropout,
+        attention=work.study.model.attention,
         cache=cache,
         progress=work.progress,
     )

@@ -18,6 +18,7 @@ from ehrsequencing.config import HELD_OUT, TUNING, StudyConfig, TaskConfig, load
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.files import refuse_unwritable, staged, write_json
+from ehrsequencing.models.configuration import BIDIRECTIONAL_LEAK, LEAK_FIX
 from ehrsequencing.models.strategies import find_strategy
 from ehrsequencing.report import write_report
 from ehrsequencing.study.compare import compare, pool, write_predictions
@@ -120,6 +121,7 @@ def set_scene(study: StudyConfig, data_folder: Path, beside: Path, say: Say) -> 
     dataset, origin = open_data(study.data, data_folder)
     say(origin)
     task = task_of(study.task, dataset, beside)
+    _check_mask(study, task)
     cohort = build_cohort(
         dataset,
         task,
@@ -144,6 +146,11 @@ def set_scene(study: StudyConfig, data_folder: Path, beside: Path, say: Say) -> 
     recipe, departures = choice.recipe.within(study.budget)
     say("\n".join([choice.text(), *(f"  departure     {text}" for text in departures)]))
     return Scene(study, dataset, task, cohort, parts, tau, choice, recipe, departures)
+
+
+def _check_mask(study: StudyConfig, task: TaskConfig) -> None:
+    if task.predict_at == "every_visit" and study.model.attention != "block_causal":
+        raise EhrError(BIDIRECTIONAL_LEAK, "model.attention", LEAK_FIX, code=Exit.LEAKAGE)
 
 
 def _check_horizons(study: StudyConfig, tau: float) -> None:

@@ -157,6 +157,7 @@ def write_bundle(
     *,
     encoder: Path,
     strategy: str = "auto",
+    attention: str | None = None,
     budget: BudgetConfig = BudgetConfig(),
     labelled: int | None = None,
     split: SplitConfig = SplitConfig(),
@@ -189,7 +190,16 @@ def write_bundle(
     cache = FeatureCache()
 
     def fit(name: str) -> FineTuned:
-        return finetune(data, find_strategy(name), recipe, pretrained.model, seed=seed, cache=cache, progress=progress)
+        return finetune(
+            data,
+            find_strategy(name),
+            recipe,
+            pretrained.model,
+            seed=seed,
+            attention=attention,
+            cache=cache,
+            progress=progress,
+        )
 
     if strategy == "auto":
         chosen = choose(data, recipe, fit, say)
