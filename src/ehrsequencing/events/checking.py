@@ -10,6 +10,7 @@ import polars as pl
 
 from ehrsequencing.config import HELD_OUT, MIN_CELL, TRAIN, TUNING
 from ehrsequencing.events.dataset import BIRTH, DEATH, MedsDataset
+from ehrsequencing.progress import tracked
 
 Severity = Literal["error", "warning", "note"]
 _ABOUT_PEOPLE = ("subjects", "events", "rows")
@@ -75,7 +76,9 @@ def check(dataset: MedsDataset) -> CheckReport:
 def _survey(dataset: MedsDataset) -> tuple[pl.DataFrame, dict[str, int], pl.Series]:
     """Per subject (and shard) flags, totals over rows, distinct codes."""
     people, totals, codes = [], [], pl.Series("code", [], dtype=pl.String)
-    for number, shard in enumerate(dataset.shards()):
+    shards = list(dataset.shards())
+    sizes = [float(shard.stat().st_size) for shard in shards]
+    for number, shard in enumerate(tracked(shards, "checking events", sizes)):
         frame = MedsDataset.scan_shard(shard).select("subject_id", "time", "code", "numeric_value").collect()
         people.append(_per_subject(frame).with_columns(pl.lit(number).alias("shard")))
         totals.append(_per_row(frame))
