@@ -14,7 +14,7 @@ import pytest
 
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.cohort import Cohort, build_cohort, cut
-from ehrsequencing.config import SimulateConfig, load_task
+from ehrsequencing.config import SimulateConfig, SplitConfig, load_task
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.events import BIRTH, DEATH, MedsDataset, from_dataframe
@@ -32,12 +32,15 @@ from ehrsequencing.tokens.vocabulary import UNK
 from ehrsequencing.training.finetune import finetune
 
 
+FACTS = {"seed": 0, "split": SplitConfig().model_dump(mode="json")}
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory, prepared, dataset, encoder, recipe) -> Path:
     task = load_task(dataset.root / "task.yaml")
     fitted = finetune(prepared.data, find_strategy("frozen-ridge"), recipe, encoder.model)
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    make_bundle(prepared, task, fitted, fit_wide(prepared.data), {"seed": 0}).save(folder)
+    make_bundle(prepared, task, fitted, fit_wide(prepared.data), FACTS).save(folder)
     return folder
 
 
@@ -215,10 +218,14 @@ def refusal(*words, **options) -> EhrError:
     return caught.value
 
 
-def test_the_patients_of_its_development_are_refused(bundle, dataset, tmp_path):
-    error = refusal(bundle, dataset.root, dataset.root / "task.yaml", tmp_path / "out")
-    assert error.code == Exit.LEAKAGE
-    assert not (tmp_path / "out").exists()
+def test_the_patients_of_its_development_are_refused_but_for_those_held_out(bundle, dataset, prepared, tmp_path):
+    place = bundle, dataset.root, dataset.root / "task.yaml", tmp_path / "out"
+    for options in ({}, {"split": "train"}, {"split": "held_out", "division": SplitConfig(seed=1)}):
+        error = refusal(*place, **options)
+        assert error.code == Exit.LEAKAGE
+        assert not (tmp_path / "out").exists()
+    done = validate(*place, split="held_out", bootstrap=0)
+    assert done.found["n"] == len(prepared.data.index("held_out"))
 
 
 @pytest.mark.parametrize(

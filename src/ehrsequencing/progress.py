@@ -1,9 +1,12 @@
-"""Where a long job stands, told to whoever draws it."""
+"""Where a long job stands, told to whoever listens: passed on by name, or heard from any depth while ``listening``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,42 @@ class Tick:
 
 
 Progress = Callable[[Tick], None]
+Item = TypeVar("Item")
 
 
 def silent(tick: Tick) -> None:
     """A progress listener that shows nothing."""
+
+
+_LISTENER: ContextVar[Progress] = ContextVar("listener", default=silent)
+
+
+@contextmanager
+def listening(progress: Progress) -> Iterator[None]:
+    """Within the block, loops that report by :func:`tracked` report to ``progress``, however deep they lie."""
+    token = _LISTENER.set(progress)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
+
+
+def tracked(items: Iterable[Item], title: str, weights: list[float]) -> Iterator[Item]:
+    """``items`` one by one, each reported when it is done.
+
+    Args:
+        weights: how much work each item is, in any unit; as many as there are items.
+
+    >>> heard = []
+    >>> with listening(heard.append):
+    ...     list(tracked("ab", "reading", [1.0, 3.0]))
+    ['a', 'b']
+    >>> [(tick.done, tick.total) for tick in heard]
+    [(0.0, 4.0), (1.0, 4.0), (4.0, 4.0)]
+    """
+    progress, done, total = _LISTENER.get(), 0.0, float(sum(weights))
+    progress(Tick(title, done, total))
+    for item, weight in zip(items, weights, strict=False):
+        yield item
+        done += weight
+        progress(Tick(title, done, total))

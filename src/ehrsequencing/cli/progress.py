@@ -8,14 +8,14 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ehrsequencing.progress import Tick, listening
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from ehrsequencing.training.loop import Tick
-
 
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
-    """A progress listener; call it with a :class:`~ehrsequencing.training.loop.Tick`."""
+    """A progress listener: hears every job while it is entered, or is called with a tick."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -31,11 +31,14 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
             self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
             self.bar.start()
+        self.heard = listening(self)
+        self.heard.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.heard.__exit__(kind, error, trace)
         if self.bar is not None:
             self.bar.stop()
 

@@ -316,6 +316,8 @@ def validate(
     horizon: Annotated[list[float] | None, typer.Option(help="days; may be given several times")] = None,
     split: Annotated[str, typer.Option(help="whom to judge: all, or one split of the dataset")] = "all",
     split_seed: Seed = 0,
+    tuning_from: TuningFrom = None,
+    held_out_from: HeldOutFrom = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="resamples for the intervals")] = 1_000,
     seed: Seed = 0,
     threads: Threads = None,
@@ -332,7 +334,7 @@ def validate(
     with ProgressDisplay(quiet) as progress:
         found = judge(
             bundle, meds, task, out, row=row, development=development, horizons=asked, split=split,
-            split_seed=split_seed, bootstrap=bootstrap, seed=seed, progress=progress,
+            division=_split(split_seed, tuning_from, held_out_from), bootstrap=bootstrap, seed=seed, progress=progress,
         )  # fmt: skip
     to.result(found.text(), found.to_json())
     to.next("pretrain", meds, beside(out, "encoder-of-its-own"), "--task", task)

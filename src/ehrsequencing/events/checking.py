@@ -12,6 +12,7 @@ from ehrsequencing.config import HELD_OUT, MIN_CELL, TRAIN, TUNING
 from ehrsequencing.errors import EhrError
 from ehrsequencing.events.dataset import BIRTH, MedsDataset
 from ehrsequencing.events.deaths import DEATH, bare_date
+from ehrsequencing.progress import tracked
 
 Severity = Literal["error", "warning", "note"]
 LONG_AFTER_DAYS = 30
@@ -84,7 +85,9 @@ def check(dataset: MedsDataset) -> CheckReport:
 def _survey(dataset: MedsDataset) -> tuple[pl.DataFrame, dict[str, int], pl.Series]:
     """Per subject (and shard) flags, totals over rows, distinct codes."""
     people, totals, codes = [], [], pl.Series("code", [], dtype=pl.String)
-    for number, shard in enumerate(dataset.shards()):
+    shards = list(dataset.shards())
+    sizes = [float(shard.stat().st_size) for shard in shards]
+    for number, shard in enumerate(tracked(shards, "checking events", sizes)):
         frame = _read(shard)
         people.append(_per_subject(frame).with_columns(pl.lit(number).alias("shard")))
         totals.append(_per_row(frame))

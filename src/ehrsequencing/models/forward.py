@@ -12,15 +12,26 @@ from torch import Tensor
 from ehrsequencing.batches import Batch, VisitPlaces, collate, micro_batches
 from ehrsequencing.config import TOKEN_BUDGET
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
+from ehrsequencing.progress import tracked
 from ehrsequencing.tokens import TokenStore
+
+READING = "reading records"
 
 
 def in_micro_batches(
-    function: Callable[[Batch], Tensor], store: TokenStore, rows: Int64[np.ndarray, " n"], budget: int = TOKEN_BUDGET
+    function: Callable[[Batch], Tensor],
+    store: TokenStore,
+    rows: Int64[np.ndarray, " n"],
+    budget: int = TOKEN_BUDGET,
+    title: str = "",
 ) -> Float[Tensor, n * rest]:
-    """``function`` of every row, first axis in the order of ``rows`` (each at most once); graphs are kept."""
+    """``function`` of every row, first axis in the order of ``rows`` (each at most once); graphs are kept.
+
+    With a ``title`` its progress is told under that name.
+    """  # fmt: skip
     parts = micro_batches(store, rows, budget)
-    outputs = torch.cat([function(collate(store, part)) for part in parts])  # [n, ...] sorted by length
+    todo = tracked(parts, title, [float(store.lengths[part].sum()) for part in parts]) if title else parts
+    outputs = torch.cat([function(collate(store, part)) for part in todo])  # [n, ...] sorted by length
     place = np.empty(len(rows), dtype=np.int64)
     place[np.argsort(rows, kind="stable")] = np.argsort(np.concatenate(parts), kind="stable")
     return outputs[torch.from_numpy(place)]
@@ -29,7 +40,7 @@ def in_micro_batches(
 @torch.no_grad()
 def encode(model: BEHRTForSurvival, store: TokenStore, rows: Int64[np.ndarray, " n"]) -> Float32[Tensor, "n F"]:
     """Pooled features [n, 3H] in eval mode: what the hazard head reads."""
-    return _in_eval(model, lambda: in_micro_batches(model.features, store, rows))
+    return _in_eval(model, lambda: in_micro_batches(model.features, store, rows, title=READING))
 
 
 def visit_features(model: BEHRTForSurvival, visits: VisitPlaces, budget: int = TOKEN_BUDGET) -> Float[Tensor, "n F"]:
@@ -62,7 +73,7 @@ def hazard_logits(
     model: BEHRTForSurvival, store: TokenStore, rows: Int64[np.ndarray, " n"]
 ) -> Float64[np.ndarray, "n K *R"]:
     """Hazard logits at prediction_time in eval mode, as float64 for the arithmetic of survival."""
-    logits = _in_eval(model, lambda: in_micro_batches(model, store, rows))  # [n, 1, K, *R]
+    logits = _in_eval(model, lambda: in_micro_batches(model, store, rows, title=READING))  # [n, 1, K, *R]
     return logits[:, 0].double().numpy()
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from ehrsequencing.progress import tracked
+
 EVENT = {
     "subject_id": pl.Int64(),
     "time": pl.Datetime("us"),
@@ -43,7 +45,7 @@ class Spill:
 
     def read(self) -> Iterator[pl.DataFrame]:
         """The events of each shard in turn, in the order they were added."""
-        for shard in range(self.shards):
+        for shard in tracked(range(self.shards), "writing subjects", [1.0] * self.shards):
             path = self._path(shard)
             yield _read_streams(path) if path.exists() else pl.DataFrame(schema=dict(self.schema))
 

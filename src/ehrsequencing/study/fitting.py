@@ -135,6 +135,7 @@ def _one_strategy(
         progress=work.progress,
     )
     facts = {"study": work.study.name, "seed": seed, "recipe": work.recipe.name, "fold": division.tag}
+    facts |= {} if division.tag else {"split": work.study.split.model_dump(mode="json")}
     bundle = make_bundle(prepared, work.task, fitted, wide, facts)
     bundle.save(work.out / "models" / f"{strategy.name}-{seed}{division.tag}")
     yield from _bundle_rows(bundle, prepared, strategy, seed, fitted.logits, fitted.seconds)

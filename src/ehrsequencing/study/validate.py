@@ -12,7 +12,7 @@ import polars as pl
 
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.cohort import Cohort, build_cohort, cut
-from ehrsequencing.config import DAYS_PER_YEAR, TaskConfig, load_task
+from ehrsequencing.config import DAYS_PER_YEAR, HELD_OUT, SplitConfig, TaskConfig, load_task
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.compare import INTERVAL_MEANING
 from ehrsequencing.events import MedsDataset
@@ -55,7 +55,7 @@ def validate(
     development: Path | None = None,
     horizons: Sequence[float] = (),
     split: str = EVERYBODY,
-    split_seed: int = 0,
+    division: SplitConfig = SplitConfig(),
     bootstrap: int = 1_000,
     seed: int = 0,
     progress: Progress = silent,
@@ -67,6 +67,7 @@ def validate(
         development: the dataset the bundle was fitted on, for the case mix of a bundle that keeps none.
         horizons: days to report, each within τ; without any, one year where it lies within τ, and τ.
         split: whom to judge: everybody, or one split of the dataset (``held_out`` under a calendar split).
+        division: how the dataset is divided, where ``split`` names a part of it.
 
     Raises:
         EhrError: another question than the bundle's (exit 10), a horizon past the bundle's or too long for these
@@ -77,15 +78,13 @@ def validate(
     changed = refuse_other_question(loaded, asked, str(task))
     tau = _tau(loaded, asked, str(task))
     progress(Tick("cohort", 0, 4, "who is asked about"))
-    visit_column = loaded.tokenizer.config.visit_column
-    cohort = build_cohort(dataset, asked, split_seed=split_seed, visit_column=visit_column)
-    judged = _judged(cohort, loaded, split, str(meds))
+    cohort = _cohort(dataset, asked, loaded, division)
+    judged = _judged(cohort, loaded, split, division, str(meds))
     progress(Tick("predict", 1, 4, "reading records"))
     name, logits = row_logits(loaded, dataset, judged, row, asked)
-    history = cut(dataset.scan(), judged, asked, visit_column=visit_column).collect(engine="streaming")
     mixes = {
         "development": _development(loaded, development),
-        "validation": describe_casemix(history, judged, loaded.tokenizer, tau, asked.causes),
+        "validation": _casemix(dataset, asked, loaded, judged, tau),
     }
     progress(Tick("evaluate", 2, 4, f"{bootstrap:,} resamples"))
     before = to_predictions(logits, judged, loaded.grid, name, cohort.fingerprint, loaded.causes)
@@ -152,13 +151,25 @@ def _tau(bundle: Bundle, task: TaskConfig, where: str) -> float:
     return min(task.horizon_days, bundle.grid.tau)
 
 
-def _judged(cohort: Cohort, bundle: Bundle, split: str, where: str) -> pl.DataFrame:
-    """The rows to judge; refused where the bundle was developed on this very cohort, or the split is empty."""
-    if cohort.fingerprint == bundle.facts.get("cohort_fingerprint"):
+def _cohort(dataset: MedsDataset, task: TaskConfig, bundle: Bundle, division: SplitConfig) -> Cohort:
+    """The cohort of a task, visits read as the bundle reads them."""
+    return build_cohort(
+        dataset,
+        task,
+        split_seed=division.seed,
+        calendar=division.calendar,
+        visit_column=bundle.tokenizer.config.visit_column,
+    )
+
+
+def _judged(cohort: Cohort, bundle: Bundle, split: str, division: SplitConfig, where: str) -> pl.DataFrame:
+    """The rows to judge; of the very cohort the bundle was developed on, only the part that was held out then."""
+    held_out = split == HELD_OUT and bundle.facts.get("split") == division.model_dump(mode="json")
+    if cohort.fingerprint == bundle.facts.get("cohort_fingerprint") and not held_out:
         raise EhrError(
             "these are the patients that the bundle was developed on",
             where,
-            "validate on other or later patients; 'ehrseq evaluate' scores the held-out ones of the same cohort",
+            "validate on other or later patients, or with --split held_out and the splits it was fitted with",
             code=Exit.LEAKAGE,
         )
     if split == EVERYBODY:
@@ -176,10 +187,14 @@ def _development(bundle: Bundle, development: Path | None) -> dict[str, Any] | N
         kept = bundle.facts.get("casemix")
         return dict(kept) if kept else None
     dataset = MedsDataset.open(development)
+    rows = _cohort(dataset, bundle.task, bundle, SplitConfig()).table
+    return _casemix(dataset, bundle.task, bundle, rows, bundle.grid.tau)
+
+
+def _casemix(dataset: MedsDataset, task: TaskConfig, bundle: Bundle, rows: pl.DataFrame, tau: float) -> dict[str, Any]:
     visit_column = bundle.tokenizer.config.visit_column
-    rows = build_cohort(dataset, bundle.task, visit_column=visit_column).table
-    history = cut(dataset.scan(), rows, bundle.task, visit_column=visit_column).collect(engine="streaming")
-    return describe_casemix(history, rows, bundle.tokenizer, bundle.grid.tau, bundle.task.causes)
+    history = cut(dataset.scan(), rows, task, visit_column=visit_column).collect(engine="streaming")
+    return describe_casemix(history, rows, bundle.tokenizer, tau, task.causes)
 
 
 def _horizons(asked: Sequence[float], tau: float) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from ehrsequencing.config import DAYS_PER_YEAR, SimulateConfig
 from ehrsequencing.events import BIRTH, DEATH
+from ehrsequencing.progress import tracked
 from ehrsequencing.synthetic import population
 from ehrsequencing.synthetic import vocabulary as v
 from ehrsequencing.synthetic.hazard import (
@@ -58,7 +59,8 @@ class Outcome:
 
 def blocks(config: SimulateConfig, vocabulary: Vocabulary) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
     """(MEDS events, truth) of each block of patients, the last one cut to the number asked for."""
-    for number in range(-(-config.patients // BLOCK)):
+    count = -(-config.patients // BLOCK)
+    for number in tracked(range(count), "simulating patients", [1.0] * count):
         wanted = min(BLOCK, config.patients - number * BLOCK)
         events, truth = _block(config, vocabulary, number)
         last = int(truth["subject_id"][wanted - 1])
