@@ -31,7 +31,6 @@ from ehrsequencing.timegrid import TimeGrid, truncate
 from ehrsequencing.tokens.vocabulary import UNK
 from ehrsequencing.training.finetune import finetune
 
-
 FACTS = {"seed": 0, "split": SplitConfig().model_dump(mode="json")}
 
 
