@@ -211,8 +211,8 @@ def prepare(
     duration, event = train["duration"].to_numpy(), train["event"].to_numpy()
     tau = choose_tau(duration, event, cohort.task.horizon_days) if tau is None else tau
     grid = TimeGrid.fit(duration, event, tau)
-    history = cut(dataset.scan(), table, cohort.task, visit_column=tokenizer.config.visit_column)
-    history = history.collect(engine="streaming")
+    visit_column = tokenizer.config.visit_column
+    history = cut(dataset.scan(), table, cohort.task, visit_column=visit_column).collect(engine="streaming")
     spec = FeatureSpec.fit(history, train, config)
     shorter, seen = truncate(table["duration"].to_numpy(), table["event"].to_numpy(), tau)
     data = SurvivalData(
