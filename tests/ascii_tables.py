@@ -12,6 +12,7 @@ from ehrsequencing.config import TaskConfig, parse
 from ehrsequencing.events import MedsDataset, write_dataset
 
 EVENTS = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
+READINGS = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String}
 LABELS = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "duration": pl.Float64, "event": pl.Int8}
 
 
@@ -56,13 +57,18 @@ def table(text: str, schema: dict[str, pl.DataType]) -> pl.DataFrame:
 
 
 def events(text: str) -> pl.DataFrame:
-    """MEDS events: ``subject_id | time | code | numeric_value``."""
-    return table(text, EVENTS)
+    """MEDS events: ``subject_id | time | code | numeric_value``; further columns as text."""
+    return table(text, {**dict.fromkeys(rows(text)[0], pl.String), **EVENTS}).select(*EVENTS, pl.all().exclude(*EVENTS))
 
 
 def labels(text: str) -> pl.DataFrame:
-    """A cohort's rows: ``subject_id | prediction_time | duration | event``."""
-    return table(text, LABELS)
+    """A cohort's rows: ``subject_id | prediction_time | duration | event``, and ``split`` where the table has it."""
+    return table(text, LABELS | ({"split": pl.String} if "split" in rows(text)[0] else {}))
+
+
+def readings(text: str) -> pl.DataFrame:
+    """What a model reads, sorted: ``subject_id | time | code``."""
+    return table(text, READINGS).sort(pl.all())
 
 
 def dataset(text: str, folder: Path, splits: dict[int, str] | None = None) -> MedsDataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +139,26 @@ class TestCohort:
         cohort = build_cohort(data, task())
         cohort.write(tmp_path / "cohort")
         written = pl.read_csv(tmp_path / "cohort/attrition.csv", infer_schema=False)
-        assert set(written["removed"]) | set(written["remaining"]) == {"0", "<10"}
+        assert set(written["removed"]) | set(written["remaining"]) == {"0", "<10", "withheld"}
         assert "<10" in cohort.describe()
 
 
 def test_small_cells_cannot_be_had_by_subtraction() -> None:
-    exact = pl.DataFrame({"rule": ["subjects", "visits"], "removed": [0, 2], "remaining": [724, 722], "why": ["", ""]})
-    assert for_people(exact)["removed"].to_list() == ["0", "<10"]
-    assert for_people(exact)["remaining"].to_list() == ["~720", "~720"]
+    rows = [("subjects", 0, 724, ""), ("age", 40, 684, "a"), ("visits", 2, 682, "b"), ("dead", 0, 682, "c")]
+    exact = pl.DataFrame(rows, schema=["rule", "removed", "remaining", "why"], orient="row")
+    shown = [("subjects", "0", "724"), ("age + visits + dead", "42", "682")]
+    assert for_people(exact).select("rule", "removed", "remaining").rows() == shown
+    few = for_people(exact[[0, 2]].with_columns(remaining=pl.Series([724, 722])))
+    assert few.select("removed", "remaining").rows() == [("0", "withheld"), ("<10", "722")]
     assert suppress([10, 0, 12]) == ["10", "0", "12"]
+
+
+def test_described_patients_without_the_outcome_are_no_small_cell_either(tmp_path: Path) -> None:
+    data = on_disk(many_patients(300), tmp_path / "meds")
+    cohort = build_cohort(data, task())
+    outcome = (pl.col("subject_id") < 297).cast(pl.Int8)  # 3 of 300 without: 297 would tell
+    text = replace(cohort, table=cohort.table.with_columns(event=outcome)).describe()
+    assert re.search(r"^all +300 +~300$", text, re.MULTILINE)
 
 
 def test_described_outcomes_lie_within_the_horizon(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from polars.testing import assert_frame_equal
 
 import cohort_reference as reference
 from ascii_tables import EVENTS, TWO_PATIENTS, dataset, task
-from ehrsequencing.cohort import build_cohort, eligible, prediction_rows
+from ehrsequencing.cohort import build_cohort, cut, eligible, prediction_rows
+from ehrsequencing.cohort.attrition import Attrition
+from ehrsequencing.cohort.build import at_evaluation
 from ehrsequencing.cohort.rows import Question, label_rows
+from ehrsequencing.cohort.subjects import KEYS
 from ehrsequencing.errors import EhrError, Exit
 
 
@@ -183,56 +187,102 @@ class TestPredictionRows:
 DAYS = ["1999-12-31", "2000-02-28", "2000-02-29", "2000-03-01", "2001-02-28", "2001-03-01", "2001-08-29", "2002-02-28"]
 CLOCKS = ["00:00", "08:00", "23:59:59.999999"]
 TIMES = st.builds("{}T{}".format, st.sampled_from(DAYS), st.sampled_from(CLOCKS)).map(dt.datetime.fromisoformat)
+DATES = st.sampled_from(DAYS).map(dt.date.fromisoformat)
 CODES = ["MEDS_BIRTH", "MEDS_DEATH", "A", "B/1", "B/2", "OUT"]
 ROWS = st.builds(
     reference.Row,
     time=st.none() | TIMES,
     code=st.sampled_from([*CODES, "A", "OUT"]),
     value=st.sampled_from([None, float("nan"), 1.0, 6.5]),
+    visit=st.sampled_from([None, "1", "2"]),
 )
 RECORDS = st.lists(ROWS, min_size=1, max_size=8)
+NAMES = st.sampled_from(["A", "OUT", "MEDS_DEATH", {"prefix": "B/"}, {"regex": "[/U]"}, {"any": ["A", "B/2"]}])
 PREDICATES = st.builds(
     lambda code, low, high: {"code": code, "value_min": low, "value_max": high},
-    st.sampled_from(["A", "OUT", "MEDS_DEATH", {"prefix": "B/"}, {"regex": "[/U]"}, {"any": ["A", "B/2"]}]),
+    NAMES,
     st.sampled_from([None, None, 1.0, 2.0]),
     st.sampled_from([None, None, 1.0]),
 )
-INDICES = st.one_of(
+BEGINS = st.one_of(
     st.builds(lambda years: {"age": years}, st.sampled_from([0.0, 0.5, 1.0, 2.0])),
-    st.builds(lambda time: {"date": time}, TIMES),
-    st.builds(lambda day: {"date": dt.date.fromisoformat(day)}, st.sampled_from(DAYS)),
+    st.builds(lambda time: {"date": time}, TIMES | DATES),
+    st.builds(lambda days: {"after_history_days": days}, st.sampled_from([0.0, 1.0, 365.0])),
     st.builds(lambda code: {"event": "first", "code": code}, st.sampled_from(["A", {"prefix": "B"}, "OUT"])),
+)
+EVENTS_ASKED = st.builds(
+    lambda event, code: {"event": event, "code": code},
+    st.sampled_from(["last", "each", "random"]),
+    st.sampled_from(["A", {"prefix": "B"}, "OUT"]),
 )
 REQUIRES = st.fixed_dictionaries(
     {"visits": st.sampled_from([0, 0, 1, 2]), "history_days": st.sampled_from([0.0, 0.0, 1.0, 365.0])},
     optional={"age_min": st.sampled_from([1.0, 0.5]), "age_max": st.sampled_from([0.0, 1.0, 1.5])},
 )
-TASKS = st.fixed_dictionaries(
-    {
-        "index": INDICES,
-        "outcome": PREDICATES,
-        "require": REQUIRES,
+DELAYS = st.builds(
+    lambda predicate, known: {**predicate, **known},
+    PREDICATES,
+    st.sampled_from([{"days": 1.0}, {"days": 400.0}, {"until": "end_of_day"}, {"until": "end_of_visit"}]),
+)
+INPUTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "from": TIMES | DATES,
         "exclude": st.lists(PREDICATES, max_size=2),
-        "washout": st.booleans(),
-        "input": st.just({}) | st.builds(lambda time: {"from": time}, TIMES),
+        "lookback_days": st.sampled_from([0.5, 1.0, 365.0, 1000.0]),
+    },
+)
+ENDS = st.one_of(
+    st.just("last_record"),
+    st.builds(lambda code: {"code": code}, NAMES),
+    st.builds(lambda date: {"date": date}, TIMES | DATES),
+)
+COMMON = {
+    "outcome": PREDICATES,
+    "competing": st.dictionaries(st.sampled_from(["death", "other", "third"]), PREDICATES, max_size=2),
+    "require": REQUIRES,
+    "exclude": st.lists(PREDICATES, max_size=2),
+    "washout": st.booleans(),
+    "delay": st.lists(DELAYS, max_size=2),
+    "follow_up": st.builds(lambda end: {"end": end}, ENDS),
+    "input": INPUTS,
+}
+TASKS = st.fixed_dictionaries({"index": BEGINS | EVENTS_ASKED, **COMMON}) | st.fixed_dictionaries(
+    {
+        "index": BEGINS,
+        **COMMON,
+        "input": INPUTS.map(lambda given: {k: v for k, v in given.items() if k != "lookback_days"}),
+        "predict_at": st.just("every_visit"),
+        "evaluate_at": st.none() | BEGINS,
     }
 )
 EVERY_CODE = [reference.Row(None, code, None) for code in CODES]
+COLUMNS = EVENTS | {"stay": pl.String}
 
 
-@settings(max_examples=120, deadline=None)
-@given(records=st.lists(RECORDS, min_size=1, max_size=5), settings=TASKS)
-def test_the_fast_rules_agree_with_the_plain_ones(records: list[list[reference.Row]], settings: dict[str, Any]) -> None:
-    question = task(**settings)
-    by_subject = dict(enumerate([EVERY_CODE, *records]))
-    expected, removed = reference.cohort(by_subject, question)
-    lines = [(subject, row.time, row.code, row.value) for subject, record in by_subject.items() for row in record]
-    events = pl.LazyFrame(lines, schema=EVENTS, orient="row")
-    asked = Question.of(events, question, visit_column=None, seed=0, follow_up=True)
-    people = label_rows(asked)
-    rows = {subject: (time, event) for subject, time, event in people["subject_id", "prediction_time", "event"].rows()}
-    assert rows == {subject: (label.prediction_time, label.event) for subject, label in expected.items()}
-    durations = [expected[subject].duration for subject in people["subject_id"]]
-    np.testing.assert_allclose(people["duration"].to_numpy(), durations, rtol=1e-12)
-    counted = {step[0]: step[1] for step in asked.attrition.steps if step[1]}
-    assert Counter(counted) == removed
+def as_events(records: dict[int, list[reference.Row]]) -> pl.LazyFrame:
+    lines = [(n, row.time, row.code, row.value, row.visit) for n, record in records.items() for row in record]
+    return pl.LazyFrame(lines, schema=COLUMNS, orient="row")
+
+
+@settings(max_examples=150, deadline=None)
+@given(records=st.lists(RECORDS, min_size=1, max_size=4), settings=TASKS, by_column=st.booleans())
+def test_the_fast_rules_agree_with_the_plain_ones(
+    records: list[list[reference.Row]], settings: dict[str, Any], by_column: bool
+) -> None:
+    question, by_subject = task(**settings), dict(enumerate([EVERY_CODE, *records]))
+    expected, removed = reference.cohort(by_subject, question, by_column=by_column)
+    events, column = as_events(by_subject), "stay" if by_column else None
+    asked = Question.of(events, question, visit_column=column, seed=0, follow_up=True)
+    rows = label_rows(asked)
+    plain = [(number, *astuple(label)) for number, labels in expected.items() for label in labels]
+    assert rows.select(*KEYS, "event").rows() == [(number, at, event) for number, at, _, event in plain]
+    np.testing.assert_allclose(rows["duration"].to_numpy(), [duration for _, _, duration, _ in plain], rtol=1e-12)
+    assert Counter({step[0]: step[1] for step in asked.attrition.steps if step[1]}) == removed
+    people = {number: reference.Subject(by_subject[number], question, number, by_column) for number in expected}
+    judged = [(n, label.prediction_time) for n, who in people.items() for label in who.evaluated(expected[n])]
+    assert at_evaluation(rows, question, Attrition()).select(KEYS).rows() == judged
+    history = cut(events, rows, question, visit_column=column).collect()
+    read = Counter(history.select(*KEYS, "time", "code", "stay").rows())
+    again = [(n, at, row) for n, at, _, _ in plain for row in people[n].read(at)]
+    assert read == Counter((n, at, row.time, row.code, row.visit) for n, at, row in again)

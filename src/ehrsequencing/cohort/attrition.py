@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -82,22 +83,93 @@ def _shown(count: int, rounded: bool) -> str:
     return f"~{round(count / MIN_CELL) * MIN_CELL}" if rounded and count else str(count)
 
 
+def cell(count: int) -> str:
+    """A count of patients for people; below MIN_CELL only that it is.
+
+    >>> cell(7), cell(0), cell(1234)
+    ('<10', '0', '1,234')
+    """
+    return f"<{MIN_CELL}" if 0 < count < MIN_CELL else f"{count:,}"
+
+
+@dataclass(frozen=True)
+class AttritionGroup:
+    """Consecutive rules that share one printed count: one rule, or several where a single count would be small."""
+
+    rules: tuple[tuple[str, str], ...]
+    removed: str
+    remaining: str
+
+
+def suppress_attrition(steps: Sequence[tuple[str, str, int, int]]) -> tuple[str, list[AttritionGroup]]:
+    """Counts of an attrition table of which none below MIN_CELL is printed or can be had by subtraction.
+
+    A rule that removed fewer than MIN_CELL shares one count with its neighbours, until the shared count is large
+    enough; where that is impossible, the starting number is withheld.
+
+    Args:
+        steps: (rule, why, removed, remaining) in order; a first one that removes nobody is the start.
+    Returns:
+        The starting number and the groups, as printed.
+
+    >>> start, groups = suppress_attrition([("age", "", 4, 996), ("history", "", 96, 900), ("washout", "", 50, 850)])
+    >>> start, [(len(group.rules), group.removed, group.remaining) for group in groups]
+    ('1,000', [(2, '100', '900'), (1, '50', '850')])
+    """
+    if not steps:
+        return "", []
+    start = steps[0][2] + steps[0][3]
+    groups = _merge_small(steps[1:] if steps[0][2] == 0 else steps)
+    shown = [
+        AttritionGroup(
+            tuple((rule, why) for rule, why, _, _ in group),
+            "withheld" if 0 < group[-1][3] < MIN_CELL else cell(sum(step[2] for step in group)),
+            cell(group[-1][3]),
+        )
+        for group in groups
+    ]
+    withheld = 0 < start - steps[-1][3] < MIN_CELL
+    return ("withheld" if withheld else cell(start)), shown
+
+
+def _merge_small(steps: Sequence[tuple[str, str, int, int]]) -> list[list[tuple[str, str, int, int]]]:
+    """Neighbouring steps joined until each group removed nothing or at least MIN_CELL; one group where they cannot."""
+    groups: list[list[tuple[str, str, int, int]]] = []
+    open_group: list[tuple[str, str, int, int]] = []
+    for step in steps:
+        open_group.append(step)
+        total = sum(s[2] for s in open_group)
+        if total == 0 or total >= MIN_CELL:
+            groups.append(open_group)
+            open_group = []
+    while open_group:
+        if not groups or sum(s[2] for s in open_group) >= MIN_CELL:
+            groups.append(open_group)
+            break
+        open_group = groups.pop() + open_group
+    return groups
+
+
 def for_people(attrition: pl.DataFrame) -> pl.DataFrame:
-    """The attrition table with its counts as text, suppressed together."""
-    counts = suppress([*attrition["removed"], *attrition["remaining"]])
-    removed, remaining = counts[: attrition.height], counts[attrition.height :]
-    return attrition.with_columns(removed=pl.Series(removed), remaining=pl.Series(remaining))
+    """``rule, removed, remaining, why`` as text, small counts suppressed; rules that share a count share a line."""
+    steps = attrition.select("rule", "why", "removed", "remaining").rows()
+    start, groups = suppress_attrition(steps)
+    rows = [(steps[0][0], "0", start, steps[0][1])] if steps else []
+    for group in groups:
+        names, reasons = zip(*group.rules, strict=True)
+        rows.append((" + ".join(names), group.removed, group.remaining, "; ".join(reasons)))
+    return pl.DataFrame(rows, schema=dict.fromkeys(("rule", "removed", "remaining", "why"), pl.String), orient="row")
 
 
 def aligned(table: pl.DataFrame) -> str:
     """A table of text as aligned columns, numbers to the right."""
     columns = [[name, *table[name].cast(pl.String).fill_null("").to_list()] for name in table.columns]
-    numeric = [all(cell.lstrip("~<").isdigit() for cell in column[1:]) for column in columns]
+    numeric = [all(re.fullmatch(r"[~<]?[\d,]+|withheld", text) for text in column[1:]) for column in columns]
     widths = [max(map(len, column)) for column in columns]
     lines = (
         "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(row, widths, numeric, strict=True)
         )
         for row in zip(*columns, strict=True)
     )

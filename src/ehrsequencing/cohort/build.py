@@ -46,7 +46,7 @@ def build_cohort(
     _refuse_empty(rows, task, attrition)
     if calendar is None:
         rows = _with_splits(rows, dataset, task, split_seed)
-        table = _evaluated(rows, task, attrition)
+        table = at_evaluation(rows, task, attrition)
     else:
         rows, table = _by_period(rows, task, calendar, attrition)
     _refuse_empty(table, task, attrition)
@@ -110,7 +110,7 @@ def _typed(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
 
 
-def _evaluated(rows: pl.DataFrame, task: TaskConfig, attrition: Attrition) -> pl.DataFrame:
+def at_evaluation(rows: pl.DataFrame, task: TaskConfig, attrition: Attrition) -> pl.DataFrame:
     """With a prediction at every visit, each subject's first row at or after ``evaluate_at``; otherwise every row."""
     if task.predict_at == "index":
         return rows
@@ -134,7 +134,7 @@ def _by_period(
     own = rows.filter(pl.col("split") == first.over("subject_id"))
     why = "rows in a later period of the calendar split than the subject's own"
     attrition.record("period", why, rows, own)
-    return own, _evaluated(own, task, attrition)
+    return own, at_evaluation(own, task, attrition)
 
 
 def _with_splits(rows: pl.DataFrame, dataset: MedsDataset, task: TaskConfig, seed: int) -> pl.DataFrame:

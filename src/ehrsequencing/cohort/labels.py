@@ -53,7 +53,7 @@ def _read_one(file: Path) -> pl.DataFrame:
 
 def within_horizon(table: pl.DataFrame, horizon_days: float) -> pl.DataFrame:
     """``subject_id, prediction_time, boolean_value``: the outcome within the horizon. Subjects censored before it are
-    left out, since theirs is not known.
+    left out, since theirs is not known; after a competing event it is known that none will come.
 
     >>> import datetime as dt
     >>> day = dt.datetime(2013, 1, 1)
@@ -63,7 +63,7 @@ def within_horizon(table: pl.DataFrame, horizon_days: float) -> pl.DataFrame:
     [(1, True), (3, False), (4, False)]
     """
     duration, event = pl.col("duration"), pl.col("event") == 1
-    decided = table.filter(event | (duration >= horizon_days))
+    decided = table.filter((pl.col("event") > 0) | (duration >= horizon_days))
     return decided.select("subject_id", "prediction_time", boolean_value=event & (duration <= horizon_days))
 
 

@@ -148,23 +148,30 @@ class Cohort:
         seen = pl.lit(True) if self.task.horizon_days is None else pl.col("duration") <= self.task.horizon_days
         names = ("outcomes", *self.causes[1:])
         events = {name: ((pl.col("event") == code) & seen).sum() for code, name in enumerate(names, start=1)}
-        counts = self.table.group_by("split").agg(
-            patients=pl.col("subject_id").n_unique(), rows=pl.len(), **{k: v.cast(pl.Int64) for k, v in events.items()}
-        )
+        counts = self.table.group_by("split").agg(patients=pl.col("subject_id").n_unique(), rows=pl.len(), **events)
+        counts = counts.with_columns(pl.exclude("split").cast(pl.Int64))
         if counts["rows"].equals(counts["patients"]):
             counts = counts.drop("rows")
         if self.visits is not None:
             visits = self.visits.group_by("split").agg(visits=pl.len())
-            counts = counts.join(visits, on="split", how="left", maintain_order="left")
+            counts = counts.join(visits.cast({"visits": pl.Int64}), on="split", how="left", maintain_order="left")
         order = pl.col("split").replace_strict({TRAIN: 0, TUNING: 1, HELD_OUT: 2}, default=3)
         return counts.sort(order, "split")
 
     def _split_counts(self) -> pl.DataFrame:
-        """The exact counts as text, the whole last."""
+        """The exact counts as text, the whole last; small counts suppressed, also those of patients without event."""
         exact = self._exact_counts()
-        columns = {name: exact[name].to_list() for name in exact.columns if name != "split"}
-        shown = {name: suppress([*cells, sum(cells)]) for name, cells in columns.items()}
-        return pl.DataFrame({"split": [*exact["split"], "all"], **shown})
+        whole = pl.concat([exact, exact.select(pl.lit("all").alias("split"), pl.exclude("split").sum())])
+        events = ["outcomes", *self.causes[1:]]
+        happened = pl.sum_horizontal(events)
+        without = whole.select(pl.col("rows" if "rows" in whole.columns else "patients") - happened).to_series()
+        cells = suppress([*without, *(count for name in events for count in whole[name])])[whole.height :]
+        shown = {name: cells[k * whole.height : (k + 1) * whole.height] for k, name in enumerate(events)}
+        others = [name for name in whole.columns if name not in ("split", *events)]
+        return whole.with_columns(
+            **{name: pl.Series(suppress(whole[name].to_list())) for name in others},
+            **{name: pl.Series(text) for name, text in shown.items()},
+        )
 
     def _labels_said(self) -> str:
         horizon = self.task.horizon_days

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from ehrsequencing.cohort import Cohort
+from ehrsequencing.cohort.attrition import AttritionGroup, cell, suppress_attrition
 from ehrsequencing.config import MIN_CELL
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.calibration import calibration_curve
@@ -144,15 +145,6 @@ class RiskThirds:
 
 
 @dataclass(frozen=True)
-class AttritionGroup:
-    """Consecutive rules that share one printed count: one rule, or several where a single count would be small."""
-
-    rules: tuple[tuple[str, str], ...]
-    removed: str
-    remaining: str
-
-
-@dataclass(frozen=True)
 class Summary:
     """Everything the report shows; nothing in it identifies a patient or a folder of this machine."""
 
@@ -224,15 +216,6 @@ def summarise(study_folder: Path) -> Summary:
     return _with_patients(summary, study_folder, str(data.get("cohort_fingerprint", "")))
 
 
-def cell(count: int) -> str:
-    """A count of patients for people; below MIN_CELL only that it is.
-
-    >>> cell(7), cell(0), cell(1234)
-    ('<10', '0', '1,234')
-    """
-    return f"<{MIN_CELL}" if 0 < count < MIN_CELL else f"{count:,}"
-
-
 def events_cell(n: int, events: int) -> str:
     """Events among ``n`` patients, also where the others are the small cell.
 
@@ -240,55 +223,6 @@ def events_cell(n: int, events: int) -> str:
     ('36', '<10', 'over 90')
     """
     return f"over {n - MIN_CELL:,}" if n > MIN_CELL and 0 < n - events < MIN_CELL else cell(events)
-
-
-def suppress_attrition(steps: Sequence[tuple[str, str, int, int]]) -> tuple[str, list[AttritionGroup]]:
-    """Counts of an attrition table of which none below MIN_CELL is printed or can be had by subtraction.
-
-    A rule that removed fewer than MIN_CELL shares one count with its neighbours, until the shared count is large
-    enough; where that is impossible, the starting number is withheld.
-
-    Args:
-        steps: (rule, why, removed, remaining) in order; a first one that removes nobody is the start.
-    Returns:
-        The starting number and the groups, as printed.
-
-    >>> start, groups = suppress_attrition([("age", "", 4, 996), ("history", "", 96, 900), ("washout", "", 50, 850)])
-    >>> start, [(len(group.rules), group.removed, group.remaining) for group in groups]
-    ('1,000', [(2, '100', '900'), (1, '50', '850')])
-    """
-    if not steps:
-        return "", []
-    start = steps[0][2] + steps[0][3]
-    groups = _merge_small(steps[1:] if steps[0][2] == 0 else steps)
-    shown = [
-        AttritionGroup(
-            tuple((rule, why) for rule, why, _, _ in group),
-            "withheld" if 0 < group[-1][3] < MIN_CELL else cell(sum(step[2] for step in group)),
-            cell(group[-1][3]),
-        )
-        for group in groups
-    ]
-    withheld = 0 < start - steps[-1][3] < MIN_CELL
-    return ("withheld" if withheld else cell(start)), shown
-
-
-def _merge_small(steps: Sequence[tuple[str, str, int, int]]) -> list[list[tuple[str, str, int, int]]]:
-    """Neighbouring steps joined until each group removed nothing or at least MIN_CELL; one group where they cannot."""
-    groups: list[list[tuple[str, str, int, int]]] = []
-    open_group: list[tuple[str, str, int, int]] = []
-    for step in steps:
-        open_group.append(step)
-        total = sum(s[2] for s in open_group)
-        if total == 0 or total >= MIN_CELL:
-            groups.append(open_group)
-            open_group = []
-    while open_group:
-        if not groups or sum(s[2] for s in open_group) >= MIN_CELL:
-            groups.append(open_group)
-            break
-        open_group = groups.pop() + open_group
-    return groups
 
 
 def _rows(data: Sequence[Mapping[str, Any]]) -> tuple[Row, ...]:

@@ -14,7 +14,7 @@ from ehrsequencing.files import staged_file
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.report import figures
 from ehrsequencing.report.render import REPORT, _environment, estimate, in_days, limits, metric_name
-from ehrsequencing.report.summary import Interval, calibrate, cell, events_cell, risk_thirds
+from ehrsequencing.report.summary import Interval, calibrate, events_cell, risk_thirds
 from ehrsequencing.timegrid import truncate
 
 SHOWN_CODES = 15
