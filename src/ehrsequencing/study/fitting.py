@@ -216,8 +216,8 @@ def _calibrated(
     row = calibrated_row(data, 0.0, logits, logits)
     if row.unchanged:
         return raw, ()
-    adjusted = to_predictions(row.logits(None, logits[at]), data.rows[at], data.grid, name, data.cohort_fingerprint)
-    return adjusted, row.notes
+    about = name, data.cohort_fingerprint, data.causes
+    return to_predictions(row.logits(None, logits[at]), data.rows[at], data.grid, *about), row.notes
 
 
 def _hazard(wide_fit: Fitted) -> RidgeHazard:
