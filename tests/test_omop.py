@@ -531,6 +531,7 @@ class TestRealModel:
         assert found["death: death"] == (0, 0, 0, 0)
         assert balanced(real)
 
+    @pytest.mark.slow
     def test_against_a_plain_reading_of_the_files(self, real: ConversionReport) -> None:
         def read(table: str) -> list[dict[str, str]]:
             with gzip.open(CDM / f"{table}.csv.gz", "rt", encoding="utf-8", newline="") as file:
