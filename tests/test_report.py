@@ -15,27 +15,20 @@ from xml.etree import ElementTree
 import numpy as np
 import polars as pl
 import pytest
+from lifelines import AalenJohansenFitter
 
 from ehrsequencing.cohort import Cohort
+from ehrsequencing.cohort.attrition import suppress_attrition
 from ehrsequencing.config import IndexConfig, Predicate, TaskConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.compare import INTERVAL_MEANING
 from ehrsequencing.predictions import Predictions
-from ehrsequencing.report import figures, readme_figure, render, write_report
-from ehrsequencing.report.figures import COLORS, color
-from ehrsequencing.report.summary import (
-    Difference,
-    Interval,
-    Row,
-    Run,
-    find_difference,
-    headline,
-    power,
-    read_runs,
-    risk_thirds,
-    summarise,
-    suppress_attrition,
-)
+from ehrsequencing.report import courses, figures, readme_figure, render, write_report
+from ehrsequencing.report.contents import Difference, Interval, Row, Run
+from ehrsequencing.report.drawing import COLORS, color
+from ehrsequencing.report.findings import find_difference, headline, power
+from ehrsequencing.report.patients import risk_thirds
+from ehrsequencing.report.summary import read_runs, summarise
 
 TAU = 1826.0
 FIRST_ID = 907_000_001
@@ -287,7 +280,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time; the template must hold without any figure, too."""
     names = ("forest", "calibration", "thirds", "footprint")
-    monkeypatch.setattr(render, "draw", lambda *_: dict.fromkeys(names) | {"training": []})
+    monkeypatch.setattr(
+        render, "draw", lambda *_: dict.fromkeys([*names, "incidence", "trajectories"]) | {"training": []}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +324,7 @@ def test_text_in_figures_is_text(html: str) -> None:
 
 def test_the_same_data_gives_the_same_bytes(study: Path, html: str) -> None:
     found = summarise(study)
-    assert str(figures.thirds(found.thirds)) in html
+    assert str(courses.thirds(found.thirds)) in html
     assert str(figures.calibration(found.calibration, "5 years")) in html
 
 
@@ -585,7 +580,7 @@ def test_thirds_separate_the_truth(study: Path) -> None:
     thirds = summarise(study).thirds
     assert [t.model for t in thirds] == ["lora", "wide"]
     for t in thirds:
-        ends = [curve.survival[-1] for curve in t.curves]
+        ends = [curve.share[-1] for curve in t.curves]
         assert ends[0] > ends[1] > ends[2]
 
 
@@ -630,3 +625,129 @@ def test_the_readme_figure_stands_alone(study: Path, tmp_path: Path, suffix: str
 def test_a_readme_figure_of_another_type_is_refused(study: Path, tmp_path: Path) -> None:
     with pytest.raises(EhrError, match=r"\.svg or \.png"):
         readme_figure(study, tmp_path / "forest.pdf")
+
+
+# Competing events, trajectories, and studies that prove nothing.
+
+
+def write_competing(
+    folder: Path, n: int = 600, *, rate: float = 0.25, models: tuple[str, ...] = ("lora", "wide")
+) -> Path:
+    """A finished study in which death competes, with one common truth; ``rate`` of the outcome within τ."""
+    rng = np.random.default_rng(8)
+    score = rng.normal(0, 0.9, n)
+    hazards = np.stack([rate / TAU * np.exp(score), np.full(n, 0.2 / TAU)])
+    times, censoring = rng.exponential(1 / hazards), rng.uniform(300, 2_600, n)
+    end = np.minimum(censoring, TAU)
+    event = np.where(times.min(axis=0) <= end, times.argmin(axis=0) + 1, 0)
+    fake = Fake(n=n, histories=False)
+    cohort = make_cohort(fake, rng)[0]
+    table = cohort.table.with_columns(
+        duration=pl.Series(np.minimum(times.min(axis=0), end)), event=pl.Series(event.astype(np.int8))
+    )
+    task = cohort.task.model_copy(
+        update={"outcome": Predicate(code="I50"), "competing": {"death": Predicate(code="D")}}
+    )
+    cohort = Cohort(table, cohort.attrition, task)
+    cohort.write(folder / "cohort")
+    (folder / "predictions").mkdir(parents=True)
+    grid = TAU * np.arange(1, 101) / 100
+    gone = 1 - np.exp(-hazards.sum(axis=0)[:, None] * grid)
+    share = (hazards / hazards.sum(axis=0))[:, :, None]
+    for model in models:
+        Predictions(
+            table["subject_id"].to_numpy(), table["prediction_time"].to_numpy(), score, grid, 1 - gone,
+            cohort.fingerprint, model, {"outcome": share[0] * gone, "death": share[1] * gone},
+        ).write(folder / "predictions" / f"{model}-0.parquet")  # fmt: skip
+    counts = {"outcome": int((event == 1).sum()), "death": int((event == 2).sum())}
+    half = 0.12 if counts["outcome"] < 100 else 0.02
+    comparison = {
+        "study": "competing", "task": json.loads(task.model_dump_json(by_alias=True)), "split": "out_of_fold",
+        "folds": 5, "n": n, "events": counts["outcome"], "causes": counts, "horizons": [TAU], "tau": TAU,
+        "cohort_fingerprint": cohort.fingerprint,
+        "rows": [row("lora", "strategy", 0.73, half, seeds=[0]), row("wide", "baseline", 0.72, half, seeds=[0])],
+        "differences": [{"model": "lora", "against": "wide", "metric": "uno_c"} | estimate(0.01, half / 2)],
+    }  # fmt: skip
+    (folder / "comparison.json").write_text(json.dumps(comparison), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def competing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_competing(tmp_path_factory.mktemp("competing") / "study")
+
+
+def test_with_competing_events_nothing_is_by_kaplan_meier(competing: Path) -> None:
+    html, _ = page_of(competing)
+    text = re.sub(r"<[^>]+>", " ", html)
+    assert "Aalen–Johansen" in text
+    assert [m.start() for m in re.finditer("Kaplan–Meier", text)] == [text.index("Kaplan–Meier curve would overstate")]
+    assert "with the competing event “death” first" in section(html, "evaluated")
+    assert "death: first event D" in section(html, "facts")
+
+
+def test_curves_by_third_are_incidences_of_the_outcome(competing: Path) -> None:
+    found = summarise(competing)
+    table = pl.read_parquet(competing / "cohort" / "cohort.parquet")
+    risk = Predictions.read(competing / "predictions" / "lora-0.parquet").risk
+    highest = risk > np.quantile(risk, 2 / 3)
+    duration, event = (table[name].to_numpy()[highest] for name in ("duration", "event"))
+    theirs = AalenJohansenFitter(jitter_level=0).fit(duration, event, 1)
+    expected = theirs.predict(found.thirds[0].curves[2].times[-1])
+    assert found.thirds[0].curves[2].share[-1] == pytest.approx(float(expected), abs=1e-9)
+    assert found.thirds[0].competing
+    ends = [curve.share[-1] for curve in found.thirds[0].curves]
+    assert ends[0] < ends[1] < ends[2]
+
+
+def test_true_incidences_lie_on_the_observed_ones(competing: Path) -> None:
+    found = summarise(competing)
+    assert [cause.cause for cause in found.incidence] == ["outcome", "death"]
+    for cause in found.incidence:
+        np.testing.assert_allclose(cause.predicted["lora"], cause.observed, atol=0.04)
+    for curve in found.calibration:
+        assert np.corrcoef(curve.predicted, curve.observed)[0, 1] > 0.9
+        assert abs(curve.predicted.mean() - curve.observed.mean()) < 0.04
+
+
+def test_a_cause_with_few_events_is_neither_counted_nor_drawn(tmp_path: Path) -> None:
+    folder = write_competing(tmp_path / "s", n=120, rate=0.03)
+    counts = json.loads((folder / "comparison.json").read_text())["causes"]
+    assert 0 < counts["outcome"] < 10 <= counts["death"]
+    found = summarise(folder)
+    assert found.causes == (("outcome", "<10"), ("death", str(counts["death"])))
+    assert [cause.cause for cause in found.incidence] == ["death"]
+
+
+def test_example_patients_are_drawn_over_their_visits_by_number(competing: Path, tmp_path: Path) -> None:
+    assert summarise(competing).trajectories == ()
+    folder = write_competing(tmp_path / "s", n=200)
+    rows = {
+        "patient": [2, 1, 1, 2],
+        "days_since_first_visit": [0.0, 0.0, 900.0, 40.0],
+        "risk_at_horizon": [0.4, 0.1, 0.3, 0.2],
+    }
+    pl.DataFrame(rows).write_parquet(folder / "trajectories.parquet")
+    found = summarise(folder).trajectories
+    assert [(t.patient, t.days.tolist(), t.risk.tolist()) for t in found] == [
+        (1, [0.0, 900.0], [0.1, 0.3]),
+        (2, [0.0, 40.0], [0.4, 0.2]),
+    ]
+    html, _ = page_of(folder)
+    drawn = html[html.index('data-test-figure="trajectories"') :]
+    assert "patient 1: 2 visits, 10% at the first, 30% at the last" in drawn
+
+
+def test_a_hundred_patients_prove_nothing_and_the_report_says_so(tmp_path: Path) -> None:
+    """About 100 patients in five folds, some 25 events: the first screen says how little that can tell."""
+    folder = write_competing(tmp_path / "s", n=100, rate=0.30)
+    events = json.loads((folder / "comparison.json").read_text())["events"]
+    assert 15 <= events <= 30
+    html, page = page_of(folder)
+    header = re.sub(r"<[^>]+>", " ", html[html.index("<header>") : html.index("</header>")])
+    assert f"only {events} of 100 evaluated patients had the outcome" in header
+    assert "under 100 events models are hard to rank" in header
+    assert "0.24 wide" in header
+    assert "A simple model ties" in header
+    assert "read the order of the models below as undecided" in header
+    assert page.stack == []

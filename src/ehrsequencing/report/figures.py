@@ -2,98 +2,39 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from ehrsequencing.config import DAYS_PER_YEAR
-from ehrsequencing.report.summary import Calibration, RiskThirds, Row, Run, Summary
+from ehrsequencing.report import courses
+from ehrsequencing.report.contents import Calibration, Row, Run, Summary
+from ehrsequencing.report.drawing import COLORS, FAINT, PERCENT, RULE, STYLE, WIDTH, color, inline, svg
 
-INK, FAINT, RULE = "#1d2126", "#6b727b", "#d9dde2"
-COLORS = {
-    "oracle": "#1d2126",
-    "frozen": "#2a8c82",
-    "frozen-ridge": "#7cb39a",
-    "lora": "#1f5fa8",
-    "full": "#6a4c9c",
-    "from-scratch": "#c07aa6",
-    "frozen-random": "#8d97a3",
-    "kaplan-meier": "#b3aea4",
-    "age-sex": "#9a8468",
-    "cox": "#b8641b",
-    "boosting": "#a3343c",
-    "wide": "#8a7a1f",
-}
-OTHER_COLORS = ("#4f86c6", "#3d6b4f", "#b07d2b", "#7f5a83", "#5b7f95", "#9c5b4a")
 MARKERS = {"oracle": "*", "strategy": "o", "control": "o", "baseline": "s"}
-THIRD_COLORS = ("#8fb8de", "#4a86bd", "#173f6e")
-THIRD_LINES = ((0, (1, 1)), (0, (5, 1.5)), "solid")
 PANELS_A_ROW = 5
-WIDTH = 8.6
-"""Inches; the page shows a figure 1.4 times as large, so that 8 points read as 11 pixels."""
-FONTS = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 FOREST_TITLE = "Uno C of every model with 95% intervals"
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 8.0,
-    "axes.titlesize": 8.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 8.0,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": True,
-    "text.color": INK,
-    "text.parse_math": False,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
-}
-
-
-def color(model: str) -> str:
-    """A model's color, the same in every figure; a blend has that of its deep part.
-
-    >>> color("lora+wide") == color("lora")
-    True
-    """
-    name = model.split("+")[0]
-    return COLORS.get(name) or OTHER_COLORS[sum(name.encode()) % len(OTHER_COLORS)]
 
 
 def forest(rows: Sequence[Row], against: str | None = None) -> Markup:
     """Uno C of every model with its interval; the best simple model's value is a line through all."""
-    return _inline(_forest(rows, against), "forest", FOREST_TITLE, _forest_words(rows))
+    return inline(_forest(rows, against), "forest", FOREST_TITLE, _forest_words(rows))
 
 
 def save_forest(rows: Sequence[Row], out: Path, form: str) -> None:
     """The forest figure as a file of its own, ``form`` svg or png, on white."""
     figure = _forest(rows, None)
     if form == "svg":
-        out.write_text(_svg(figure, "forest", FOREST_TITLE, _forest_words(rows), alone=True), encoding="utf-8")
+        out.write_text(svg(figure, "forest", FOREST_TITLE, _forest_words(rows), alone=True), encoding="utf-8")
         return
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure.savefig(out, format=form, dpi=200, facecolor="white")
 
 
@@ -103,7 +44,7 @@ def _forest_words(rows: Sequence[Row]) -> str:
 
 def _forest(scored: Sequence[Row], against: str | None) -> Figure:
     rows = [row for row in scored if math.isfinite(row.uno_c.value)]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         places = _places(rows)
         figure, axes = _beside_names(rows, 0.62 + 0.205 * (max(places, default=0) + 1), right=1.45)
         reference = next((row for row in rows if row.model == against), None)
@@ -168,7 +109,7 @@ def training(runs: Sequence[Run]) -> list[Markup]:
 
 
 def _training_block(models: Sequence[str], runs: Sequence[Run], name: str) -> Markup:
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         columns = max(len(models), 3)
         figure = Figure(figsize=(WIDTH, 3.7))
         margins = {"left": 0.082, "right": 0.995, "bottom": 0.12, "top": 0.935, "wspace": 0.08, "hspace": 0.07}
@@ -187,7 +128,7 @@ def _training_block(models: Sequence[str], runs: Sequence[Run], name: str) -> Ma
         grid[0, 0].set_ylabel("C-index")
         grid[1, 0].set_ylabel("Brier score")
     described = "; ".join(_run_words(run) for run in runs if run.model in models)
-    return _inline(figure, name, "C-index and Brier score by training epoch", f"Kept epochs: {described}.")
+    return inline(figure, name, "C-index and Brier score by training epoch", f"Kept epochs: {described}.")
 
 
 def _training_panel(axes: Axes, runs: Sequence[Run], tuning: str, train: str | None) -> None:
@@ -227,7 +168,7 @@ def _run_words(run: Run) -> str:
 
 def calibration(curves: Sequence[Calibration], horizon: str) -> Markup:
     """Observed (Kaplan–Meier, 95% interval) against predicted risk at the horizon, one panel a model."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.0))
         margins = {"left": 0.075, "right": 0.99, "bottom": 0.15, "top": 0.925, "wspace": 0.08}
         panels = figure.subplots(1, max(len(curves), 3), sharex=True, sharey=True, squeeze=False, gridspec_kw=margins)[
@@ -250,9 +191,9 @@ def calibration(curves: Sequence[Calibration], horizon: str) -> Markup:
             axes.set_axis_off()
         for axis in (panels[0].xaxis, panels[0].yaxis):
             axis.set_major_locator(MaxNLocator(5))
-            axis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g}%"))
+            axis.set_major_formatter(PERCENT)
     described = "; ".join(f"{c.model}: {_calibration_words(c)}" for c in curves)
-    return _inline(figure, "calibration", f"Observed against predicted risk at {horizon}", described)
+    return inline(figure, "calibration", f"Observed against predicted risk at {horizon}", described)
 
 
 def _calibration_words(curve: Calibration) -> str:
@@ -260,61 +201,12 @@ def _calibration_words(curve: Calibration) -> str:
     return ", ".join(f"{predicted:.0%} predicted, {observed:.0%} observed" for predicted, observed in pairs)
 
 
-def thirds(panels: Sequence[RiskThirds]) -> Markup:
-    """Kaplan–Meier curves by third of predicted risk, with the numbers at risk below."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, 3.5))
-        left = (0.115, 0.615)
-        lowest = min(float(np.min(curve.low)) for panel in panels for curve in panel.curves)
-        for x, panel in zip(left, panels, strict=False):
-            axes = figure.add_axes((x, 0.37, 0.365, 0.54))
-            _thirds_panel(axes, panel, max(0.0, lowest - 0.02))
-    described = "; ".join(
-        f"{p.model}: " + ", ".join(f"{c.label} {c.survival[-1]:.0%}" for c in p.curves) for p in panels
-    )
-    return _inline(figure, "thirds", "Kaplan–Meier by third of predicted risk", f"Event-free at the end: {described}.")
-
-
-def _thirds_panel(axes: Axes, panel: RiskThirds, bottom: float) -> None:
-    unit, size = ("years", DAYS_PER_YEAR) if panel.ticks[-1] >= 2 * DAYS_PER_YEAR else ("days", 1.0)
-    for curve, tone, line in zip(panel.curves, THIRD_COLORS, THIRD_LINES, strict=True):
-        axes.fill_between(curve.times / size, curve.low, curve.high, step="post", color=tone, alpha=0.16, linewidth=0)
-        axes.step(
-            curve.times / size,
-            curve.survival,
-            where="post",
-            color=tone,
-            linewidth=1.5,
-            linestyle=line,
-            label=curve.label,
-        )
-    axes.legend(loc="lower left", handlelength=2.6)
-    axes.set_title(panel.model)
-    axes.set_ylim(bottom, 1.005)
-    axes.set_xlim(0, panel.ticks[-1] / size)
-    axes.set_xticks(panel.ticks / size, [f"{t:.3g}" for t in panel.ticks / size])
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g}%"))
-    axes.grid(axis="y", color=RULE, linewidth=0.4)
-    axes.set_xlabel(f"{unit} since prediction_time", labelpad=2)
-    _numbers_at_risk(axes, panel, size)
-
-
-def _numbers_at_risk(axes: Axes, panel: RiskThirds, size: float) -> None:
-    x_data, y_axes = axes.get_xaxis_transform(), -0.33
-    axes.text(-0.065, y_axes, "at risk", transform=axes.transAxes, ha="right", color=FAINT, fontsize=7)
-    for k, curve in enumerate(panel.curves):
-        y = y_axes - 0.085 * (k + 1)
-        axes.text(-0.065, y, curve.label.split()[0], transform=axes.transAxes, ha="right", fontsize=7)
-        for tick, count in zip(panel.ticks / size, curve.at_risk, strict=True):
-            axes.text(float(tick), y, count, transform=x_data, ha="center", fontsize=7)
-
-
 def footprint(rows: Sequence[Row]) -> Markup | None:
     """Trained parameters and training time of each model, logarithmic; None where nothing was counted."""
     shown = [row for row in rows if row.kind != "oracle" and (row.trainable or row.seconds)]
     if not shown:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, (left, right) = _beside_names(shown, 0.55 + 0.2 * len(shown), columns=2)
         _dots(
             left,
@@ -326,7 +218,7 @@ def footprint(rows: Sequence[Row]) -> Markup | None:
         left.set_yticks(range(len(shown)), [row.model for row in shown])
         left.set_ylim(len(shown) - 0.4, -0.6)
     described = "; ".join(f"{r.model} {r.trainable or 0:,} parameters, {r.seconds or 0:.0f} s" for r in shown)
-    return _inline(figure, "footprint", "Trained parameters and time of each model", described)
+    return inline(figure, "footprint", "Trained parameters and time of each model", described)
 
 
 def _dots(axes: Axes, rows: Sequence[Row], values: Sequence[float], label: str) -> None:
@@ -353,30 +245,8 @@ def draw(summary: Summary, horizon: str) -> dict[str, Any]:
         "forest": forest(summary.rows, summary.against) if scored else None,
         "training": training(summary.runs),
         "calibration": calibration(summary.calibration, horizon) if summary.calibration else None,
-        "thirds": thirds(summary.thirds) if summary.thirds else None,
+        "thirds": courses.thirds(summary.thirds) if summary.thirds else None,
+        "incidence": courses.incidence(summary.incidence) if summary.incidence else None,
+        "trajectories": courses.trajectories(summary.trajectories, horizon) if summary.trajectories else None,
         "footprint": footprint(summary.rows),
     }
-
-
-def _inline(figure: Figure, name: str, title: str, description: str) -> Markup:
-    return Markup(_svg(figure, name, title, description))
-
-
-def _svg(figure: Figure, name: str, title: str, description: str, *, alone: bool = False) -> str:
-    """The figure as an <svg> element without any address, its ids unique in the page; or as a file of its own."""
-    buffer = io.StringIO()
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=not alone, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    box = re.search(r'viewBox="([^"]+)"', text)
-    body = text[text.index(">") + 1 :]
-    body = body.replace("xlink:href", "href").replace('id="', f'id="{name}-').replace('href="#', f'href="#{name}-')
-    body = body.replace("url(#", f"url(#{name}-")
-    body = body.replace("'DejaVu Sans'", FONTS)
-    size = f'xmlns="http://www.w3.org/2000/svg" width="{100 * WIDTH:.0f}" ' if alone else ""
-    opening = (
-        f'<svg {size}viewBox="{box[1] if box else ""}" role="img" aria-labelledby="{name}-title {name}-desc">'
-        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
-    )
-    return opening + body

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from ehrsequencing.cohort.attrition import cell
 from ehrsequencing.config import MIN_CELL
 from ehrsequencing.files import staged_file
 from ehrsequencing.predictions import Predictions
-from ehrsequencing.report import figures
+from ehrsequencing.report import courses, figures
+from ehrsequencing.report.contents import Interval
+from ehrsequencing.report.patients import calibrate, risk_thirds
 from ehrsequencing.report.render import REPORT, _environment, estimate, in_days, limits, metric_name
-from ehrsequencing.report.summary import Interval, calibrate, events_cell, risk_thirds
+from ehrsequencing.report.suppression import events_cell
 from ehrsequencing.timegrid import truncate
 
 SHOWN_CODES = 15
@@ -114,7 +117,7 @@ def write_validation_report(
         rows=list(figure_rows(found)),
         meanings=list(CALIBRATION.values())[:3],
         calibration=figures.calibration(curves, in_days(tau)) if curves else None,
-        thirds=figures.thirds([panel]) if panel else None,
+        thirds=courses.thirds([panel]) if panel else None,
         mix=list(casemix_rows(found["casemix"])),
         codes=list(code_rows(found["casemix"])),
         min_cell=MIN_CELL,

@@ -228,6 +228,6 @@ def _hazard(wide_fit: Fitted) -> RidgeHazard:
 
 def _oracle(dataset: MedsDataset, prepared: Prepared) -> Iterator[Scored]:
     """The simulator's own hazards, where the dataset was simulated."""
-    predictions = oracle_predictions(dataset, prepared.data, prepared.data.index(HELD_OUT))
-    if predictions is not None:
-        yield Scored(ORACLE, ORACLE, WHY, 0, predictions)
+    found = oracle_predictions(dataset, prepared.data, prepared.data.index(HELD_OUT))
+    if found is not None:
+        yield Scored(ORACLE, ORACLE, WHY, 0, found[0], notes=found[1])
