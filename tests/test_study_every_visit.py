@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -135,10 +134,10 @@ def test_a_bidirectional_study_is_refused_with_the_leak_explained(tmp_path, meds
 
 @pytest.mark.slow
 def test_finetune_alone(finished, meds, tmp_path):
-    causal = finished / "encoder"
-    other = shutil.copytree(causal, tmp_path / "other")
-    settings = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**settings, "attention": "bidirectional"}))
+    causal, other = finished / "encoder", tmp_path / "other"
+    turned = Encoder.load(causal)
+    turned.masked_lm.config.attention = "bidirectional"
+    turned.save(other)
     fit = partial(write_bundle, meds, meds / "task.yaml", tmp_path / "bundle", strategy="frozen", budget=BUDGET)
     with pytest.raises(EhrError, match="read the visits after it") as caught:
         fit(encoder=other)
