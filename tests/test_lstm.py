@@ -198,3 +198,14 @@ def test_empty_histories_and_a_single_visit_break_nothing(recipe):
     fit = fit_visit_lstm(replace(data, tokens=bare), recipe)
     assert np.isfinite(fit.logits).all()
     assert any("no record had a visit" in note for note in fit.notes)
+
+
+def test_competing_risks_give_it_an_output_for_every_bin_and_cause(recipe):
+    data = planted_order(300)
+    event = np.where(np.arange(300) % 3 == 0, 2 * data.rows["event"].to_numpy(), data.rows["event"].to_numpy())
+    rows = data.rows.with_columns(pl.Series("event", event.astype(np.int8)))
+    data = replace(data, rows=rows, causes=("outcome", "death"))
+    fit = simple_models(recipe)["lstm"].fit(data, 0)
+    assert fit.logits.shape == (300, data.grid.n_bins, 2)
+    assert fit.cif.sum(axis=2) + fit.survival == pytest.approx(np.ones((300, 100)))
+    assert np.allclose(fit.risk, data.grid.time_lost(fit.logits)[:, 0])

@@ -203,12 +203,12 @@ def _facts(scene: Scene) -> dict[str, Any]:
 def _table(out: Path) -> str:
     """The comparison as text."""
     comparison = json.loads((Path(out) / "comparison.json").read_text(encoding="utf-8"))
-    lines = [f"{'model':<20}{'Uno C':>22}{'Harrell C':>22}{'IBS':>24}{'trainable':>12}{'seconds':>9}"]
+    lines = [f"{'model':<24}{'Uno C':>22}{'Harrell C':>22}{'IBS':>24}{'trainable':>12}{'seconds':>9}"]
     for row in comparison["rows"]:
         figures = [_figure(row["metrics"].get(name)) for name in ("uno_c", "harrell_c", "ibs")]
         trainable = "" if row["trainable"] is None else f"{row['trainable']:,}"
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
-        lines.append(f"{row['model']:<20}{figures[0]:>22}{figures[1]:>22}{figures[2]:>24}{trainable:>12}{seconds:>9}")
+        lines.append(f"{row['model']:<24}{figures[0]:>22}{figures[1]:>22}{figures[2]:>24}{trainable:>12}{seconds:>9}")
     return "\n".join(lines)
 
 
