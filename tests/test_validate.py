@@ -8,13 +8,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import lifelines
 import numpy as np
 import polars as pl
 import pytest
 
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.cohort import Cohort, build_cohort, cut
-from ehrsequencing.config import SimulateConfig, SplitConfig, load_task
+from ehrsequencing.config import PretrainConfig, SimulateConfig, SplitConfig, TokensConfig, load_task
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.events import BIRTH, DEATH, MedsDataset, from_dataframe
@@ -25,6 +26,8 @@ from ehrsequencing.predictions import Predictions
 from ehrsequencing.study.assemble import make_bundle
 from ehrsequencing.study.before_after import cross_fit, halves
 from ehrsequencing.study.casemix import describe_casemix, vocabulary_shares
+from ehrsequencing.study.data import prepare
+from ehrsequencing.study.steps import pretrain
 from ehrsequencing.study.validate import validate
 from ehrsequencing.synthetic import simulate
 from ehrsequencing.timegrid import TimeGrid, truncate
@@ -261,3 +264,28 @@ def test_one_split_alone(bundle, elsewhere, tmp_path):
     error = refusal(bundle, elsewhere.root, task, tmp_path / "other", split="later")
     assert error.code == Exit.COHORT
     assert "held_out" in str(error)
+
+
+@pytest.mark.slow
+def test_with_competing_deaths_it_judges_incidences(tmp_path, recipe):
+    """Deaths are no censoring: observed risk is Aalen–Johansen's, predicted risk the incidence of the outcome."""
+    homes = {seed: tmp_path / f"meds-{seed}" for seed in (0, 1)}
+    for seed, home in homes.items():
+        simulate(home, SimulateConfig(patients=300, noise_codes=10, seed=seed, competing_death=True))
+    first = MedsDataset.open(homes[0])
+    task = load_task(homes[0] / "task.yaml")
+    encoder = pretrain(first, PretrainConfig(epochs=1), tokens=TokensConfig(max_tokens=48))
+    own = prepare(first, build_cohort(first, task), encoder)
+    fitted = finetune(own.data, find_strategy("frozen-ridge"), recipe, encoder.model)
+    make_bundle(own, task, fitted, fit_wide(own.data), FACTS).save(tmp_path / "bundle")
+    done = validate(tmp_path / "bundle", homes[1], homes[1] / "task.yaml", tmp_path / "out", bootstrap=20)
+    table = Cohort.read(tmp_path / "out" / "cohort").table
+    duration, event = truncate(table["duration"].to_numpy(), table["event"].to_numpy(), done.found["tau"])
+    observed = lifelines.AalenJohansenFitter(seed=0, calculate_variance=False).fit(duration, event, event_of_interest=1)
+    found = done.found["before"]["calibration"]["1826"]
+    assert found["observed"]["value"] == pytest.approx(float(observed.cumulative_density_.iloc[-1, 0]), abs=0.005)
+    made = Predictions.read(tmp_path / "out" / "predictions.parquet")
+    assert found["expected"]["value"] == pytest.approx(made.cif["outcome"][:, -1].mean(), abs=1e-6)
+    assert done.found["events"] == int((event == 1).sum()) < int((event > 0).sum())
+    assert set(done.found["casemix"]["validation"]["events"]) == {"outcome", "death"}
+    assert "with death" in (tmp_path / "out" / "report.html").read_text()

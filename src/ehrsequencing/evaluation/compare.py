@@ -24,6 +24,7 @@ from ehrsequencing.evaluation.metrics import (
     uno_weights,
 )
 from ehrsequencing.nonparametric import Events, KaplanMeier, censoring_distribution, for_outcome
+from ehrsequencing.progress import tracked
 from ehrsequencing.timegrid import check_horizon, truncate
 
 LEVEL = 0.95
@@ -303,7 +304,8 @@ class Evaluation:
 
     def _weights(self) -> Iterator[np.ndarray]:
         step = max(1, WEIGHTS_AT_ONCE // self.duration.size)
-        for start in range(0, self.counts.shape[0], step):
+        starts = range(0, self.counts.shape[0], step)
+        for start in tracked(starts, "resampling patients", [1.0] * len(starts)):
             yield self.counts[start : start + step].astype(np.float32)  # (b, n)
 
     def _event_rows(self) -> Iterator[np.ndarray]:

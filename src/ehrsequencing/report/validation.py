@@ -134,7 +134,7 @@ def casemix_rows(mixes: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for cause, count in now["events"].items():
         label = "with the outcome" if cause == "outcome" else f"with {cause}"
         yield label, _text(was.get("events", {}).get(cause)), _text(count)
-    yield "observed risk of any event, by day", _risk(was), _risk(now)
+    yield "observed risk of the outcome, by day", _risk(was), _risk(now)
     for key, label in QUARTILES.items():
         yield label, _quartiles(was.get(key)), _quartiles(now[key])
     for code in dict.fromkeys([*was.get("sex", {}), *now["sex"]]):

@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int64
 
 from ehrsequencing.config import MIN_TRAIN_EVENTS, MIN_TUNING_EVENTS
 from ehrsequencing.evaluation.calibration import Recalibration, calibration_summary
-from ehrsequencing.evaluation.compare import Evaluation, Interval, Scores, resample_counts
+from ehrsequencing.evaluation.compare import Evaluation, Interval, Scores, outcome_free_at, resample_counts
 from ehrsequencing.events import rank_hash
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.progress import Progress, Tick
@@ -153,7 +153,7 @@ def calibration_figures(
 def _calibration_at(
     predictions: Predictions, evaluation: Evaluation, horizon: float, counts: np.ndarray
 ) -> dict[str, Any]:
-    survival = predictions.survival_at(np.array([horizon]))[:, 0]  # (n,)
+    survival = outcome_free_at(predictions, np.array([horizon]))[:, 0]  # (n,)
     figures = np.stack([_summarise(evaluation, survival, horizon, drawn) for drawn in counts])  # (1 + B, 5)
     names = ("slope", "intercept", "observed", "expected", "ratio")
     return {name: _plain(Interval.of(column)) for name, column in zip(names, figures.T, strict=True)}

@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from ehrsequencing.cohort.attrition import suppress
 from ehrsequencing.config import DAYS_PER_YEAR, MIN_CELL
 from ehrsequencing.events import BIRTH, DEATH
-from ehrsequencing.nonparametric import KaplanMeier
+from ehrsequencing.nonparametric import AalenJohansen
 from ehrsequencing.timegrid import truncate
 from ehrsequencing.tokens import Tokenizer
 from ehrsequencing.tokens.vocabulary import UNK
@@ -50,12 +50,12 @@ def describe_casemix(
 
 
 def _outcomes(rows: pl.DataFrame, tau: float, causes: Sequence[str]) -> dict[str, Any]:
-    """Counts as text, follow-up, and the observed risk (Kaplan–Meier) of any event by τ."""
+    """Counts as text, follow-up, and the observed risk (Aalen–Johansen) of the outcome by τ."""
     duration, event = truncate(rows["duration"].to_numpy(), rows["event"].to_numpy(), tau)
     counts = [rows["subject_id"].n_unique(), *(int((event == cause + 1).sum()) for cause in range(len(causes)))]
     patients, *outcomes = suppress(counts)
-    enough = min(int((event > 0).sum()), int((event == 0).sum())) >= MIN_CELL
-    risk = 1.0 - float(KaplanMeier.fit(duration, (event > 0).astype(np.int64)).at(tau)) if enough else None
+    enough = min(int((event == 1).sum()), int((event != 1).sum())) >= MIN_CELL
+    risk = _incidence(duration, event, len(causes), tau) if enough else None
     return {
         "patients": patients,
         "events": dict(zip(causes, outcomes, strict=True)),
@@ -63,6 +63,10 @@ def _outcomes(rows: pl.DataFrame, tau: float, causes: Sequence[str]) -> dict[str
         "tau_days": tau,
         "follow_up_days": _quartiles(rows["duration"].to_numpy()),
     }
+
+
+def _incidence(duration: np.ndarray, event: np.ndarray, n_causes: int, tau: float) -> float:
+    return float(AalenJohansen.fit(duration, event, n_causes).at(np.array([tau]))[0, 0])
 
 
 def _ages(own: pl.DataFrame, rows: pl.DataFrame) -> Float64[np.ndarray, " n"]:
