@@ -24,6 +24,8 @@ from ehrsequencing.events import MedsDataset, check
 from ehrsequencing.features import FeatureSpec, build_features
 from ehrsequencing.nonparametric import AalenJohansen, KaplanMeier, censoring_distribution
 from ehrsequencing.synthetic import (
+    HOSPITALS,
+    in_codes_of_a,
     log_hazard,
     read_truth,
     simulate,
@@ -439,3 +441,55 @@ def test_the_task_of_a_deadly_simulation_names_death(deadly: Path) -> None:
     assert task.causes == ("outcome", "death")
     table = build_cohort(MedsDataset.open(deadly), task).table
     assert table["event"].cast(pl.Int8).equals(read_truth(deadly)["event"])
+
+
+# --- a second hospital -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("elsewhere") / "demo"
+    simulate(out, SimulateConfig(patients=3_000, seed=0, hospital="b"))
+    return out
+
+
+def test_at_the_second_hospital_the_same_causes_act_under_other_names(elsewhere: Path) -> None:
+    truth = read_truth(elsewhere)
+    assert check(MedsDataset.open(elsewhere)).problems == []
+    history = cut(MedsDataset.open(elsewhere).scan(), truth, InputConfig()).collect()
+    rows = truth.select("subject_id", "prediction_time")
+    translated = in_codes_of_a(history, HOSPITALS["b"])
+    np.testing.assert_allclose(log_hazard(translated, rows), truth["log_hazard"], atol=1e-12)
+    assert np.abs(log_hazard(history, rows) - truth["log_hazard"].to_numpy()).mean() > 0.1  # names not understood
+    duration, event = truth["duration"].to_numpy(), truth["event"].cast(pl.Int64).to_numpy()
+    observed = KaplanMeier.fit(duration, event).at(np.array([HORIZON]))
+    np.testing.assert_allclose(true_survival(truth, np.array([HORIZON])).mean(axis=0), observed, atol=0.03)
+
+
+def test_the_second_hospital_has_other_codes_and_other_patients(
+    folder: Path, truth: pl.DataFrame, elsewhere: Path
+) -> None:
+    own, theirs = (MedsDataset.open(place).scan().collect() for place in (folder, elsewhere))
+    unknown = ~theirs["code"].is_in(own["code"].unique().implode())
+    assert 0.2 < unknown.mean() < 0.7
+    assert not set(HOSPITALS["b"].codes) & set(theirs["code"])
+    other = read_truth(elsewhere)
+    assert other["log_hazard"].mean() > truth["log_hazard"].mean() + 0.2
+    assert KaplanMeier.fit(other["duration"].to_numpy(), other["event"].cast(pl.Int64).to_numpy()).at(HORIZON) < 0.55
+    born = pl.col("code") == "MEDS_BIRTH"
+
+    def age(events: pl.DataFrame, known: pl.DataFrame) -> float:
+        both = events.filter(born).join(known, on="subject_id")
+        return (both["prediction_time"] - both["time"]).dt.total_days().mean() / 365.25
+
+    assert age(theirs, other) == pytest.approx(age(own, truth) + 5, abs=0.7)
+    assert not truth.head(100)["log_hazard"].equals(other.head(100)["log_hazard"])
+
+
+def test_a_model_from_the_first_hospital_is_miscalibrated_at_the_second(truth: pl.DataFrame, elsewhere: Path) -> None:
+    """Even the true η with hospital a's baseline foresees too few outcomes: what recalibration is there to mend."""
+    other, at = read_truth(elsewhere), np.array([HORIZON])
+    carried = other.with_columns(baseline_scale_days=pl.lit(truth["baseline_scale_days"][0]))
+    expected = 1 - true_survival(carried, at).mean()
+    observed = 1 - KaplanMeier.fit(other["duration"].to_numpy(), other["event"].cast(pl.Int64).to_numpy()).at(HORIZON)
+    assert observed > 1.1 * expected

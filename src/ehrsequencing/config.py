@@ -287,11 +287,14 @@ class SimulateConfig(Strict):
     noise_codes: int = Field(default=300, ge=0)
     competing_death: bool = False
     question: Literal["index", "every_visit"] = "index"
+    hospital: Literal["a", "b"] = Field(default="a", description="b codes otherwise and has other patients")
 
     @model_validator(mode="after")
     def _possible(self) -> SimulateConfig:
         if self.question == "every_visit" and self.competing_death:
             raise ValueError("question: every_visit goes without competing_death")
+        if self.question == "every_visit" and self.hospital != "a":
+            raise ValueError("question: every_visit is of hospital a only")
         return self
 
 

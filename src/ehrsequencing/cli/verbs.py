@@ -67,6 +67,7 @@ def simulate(
     noise_codes: Annotated[int, typer.Option(min=0, help="codes that mean nothing")] = 300,
     competing_death: Annotated[bool, typer.Option(help="patients may die before the outcome")] = False,
     question: Annotated[str, typer.Option(help="index (one prediction a patient) or every_visit")] = "index",
+    hospital: Annotated[str, typer.Option(help="a, or b: other codes, other patients, for 'ehrseq validate'")] = "a",
     quiet: Quiet = False,
 ) -> None:
     """Write a MEDS dataset whose true hazards are known, with task.yaml and truth.parquet beside it."""
@@ -74,7 +75,7 @@ def simulate(
     from ehrsequencing.synthetic import simulate as run
 
     settings = {"patients": patients, "seed": seed, "noise_codes": noise_codes}
-    asked = {"competing_death": competing_death, "question": question}
+    asked = {"competing_death": competing_death, "question": question, "hospital": hospital}
     dataset = run(out, parse(SimulateConfig, settings | asked, "ehrseq simulate"))
     to = Output(quiet=quiet)
     to.say(f"{patients:,} simulated patients in {dataset.root}; the task is {dataset.root / 'task.yaml'}")

@@ -15,13 +15,13 @@ from ehrsequencing.progress import tracked
 from ehrsequencing.synthetic import population
 from ehrsequencing.synthetic import vocabulary as v
 from ehrsequencing.synthetic.hazard import (
-    BASELINE,
     DEATH_BASELINE,
     Recorded,
     Weibull,
     death_log_hazard_of,
     log_hazard_of,
 )
+from ehrsequencing.synthetic.hospital import HOSPITALS
 from ehrsequencing.synthetic.population import DAY, Draw, People
 from ehrsequencing.synthetic.vocabulary import Vocabulary
 
@@ -68,8 +68,10 @@ def blocks(config: SimulateConfig, vocabulary: Vocabulary) -> Iterator[tuple[pl.
 
 
 def _block(config: SimulateConfig, vocabulary: Vocabulary, number: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(config.seed, spawn_key=(number,))))
-    people = population.draw_people(rng, BLOCK)
+    hospital = HOSPITALS[config.hospital]
+    key = (number, *hospital.stream)
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(config.seed, spawn_key=key)))
+    people = population.draw_people(rng, BLOCK, hospital)
     records = tidy(draw_records(rng, people, vocabulary))
     outcome = draw_outcome(rng, people, records, vocabulary, config.competing_death)
     lived = tidy(join([_until(records, outcome.last), *_milestones(people, outcome, vocabulary.ids)]))
@@ -99,7 +101,7 @@ def draw_outcome(
     events = Recorded(people.n, patient, -second / DAY, code, value, vocabulary.ids)
     age = people.age_days / DAYS_PER_YEAR
     log_hazard, death_log_hazard = log_hazard_of(events, age, people.male), death_log_hazard_of(events, age)
-    outcome = _draw_seconds(rng, BASELINE, log_hazard)
+    outcome = _draw_seconds(rng, people.hospital.baseline, log_hazard)
     death = _draw_seconds(rng, DEATH_BASELINE, death_log_hazard)
     if not competing_death:
         death = np.full(people.n, np.iinfo(np.int64).max)
@@ -167,8 +169,8 @@ def _truth(outcome: Outcome, people: People, subjects: Int64[np.ndarray, " n"], 
             "subject_id": subjects,
             "prediction_time": pl.Series(people.prediction_day * DAY * 1_000_000).cast(pl.Datetime("us")),
             "log_hazard": outcome.log_hazard,
-            "baseline_shape": np.full(people.n, BASELINE.shape),
-            "baseline_scale_days": np.full(people.n, BASELINE.scale_days),
+            "baseline_shape": np.full(people.n, people.hospital.baseline.shape),
+            "baseline_scale_days": np.full(people.n, people.hospital.baseline.scale_days),
             "duration": outcome.duration,
             "event": outcome.event.astype(np.int8),
         }

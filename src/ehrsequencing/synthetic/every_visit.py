@@ -14,6 +14,7 @@ from ehrsequencing.events import BIRTH
 from ehrsequencing.synthetic import population
 from ehrsequencing.synthetic import vocabulary as v
 from ehrsequencing.synthetic.blocks import BLOCK, STATIC, as_events, join, tidy
+from ehrsequencing.synthetic.hospital import HOSPITALS
 from ehrsequencing.synthetic.population import DAY, Draw, People
 from ehrsequencing.synthetic.process import RATE_PER_DAY, State, Visit, draw_gap, log_hazard_of_state, next_visit
 from ehrsequencing.synthetic.vocabulary import Vocabulary
@@ -47,7 +48,7 @@ def blocks(config: SimulateConfig, vocabulary: Vocabulary) -> Iterator[tuple[pl.
 
 def _block(config: SimulateConfig, vocabulary: Vocabulary, number: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(config.seed, spawn_key=(number, 1))))
-    people = population.draw_people(rng, BLOCK)
+    people = population.draw_people(rng, BLOCK, HOSPITALS[config.hospital])
     end = np.round(rng.uniform(*FOLLOWED_YEARS, BLOCK) * DAYS_PER_YEAR)  # whole days
     moments = _live(rng, people, end)
     outcome = _draw_outcome(rng, moments, end)

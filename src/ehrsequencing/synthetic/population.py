@@ -14,14 +14,15 @@ from jaxtyping import Bool, Float64, Int64
 
 from ehrsequencing.config import DAYS_PER_YEAR
 from ehrsequencing.synthetic import vocabulary as v
+from ehrsequencing.synthetic.hospital import Hospital
 from ehrsequencing.synthetic.vocabulary import Vocabulary
 
 DAY = 86_400
-AGE_MEAN, AGE_SPREAD = 63.0, 9.0
+AGE_SPREAD = 9.0
 FIRST_PREDICTION, LAST_PREDICTION = dt.date(2008, 1, 1), dt.date(2014, 12, 31)
 HISTORY_YEARS = (4.0, 10.0)
 FOLLOW_UP_YEARS = (1.0, 8.0)
-VISITS_MEDIAN, VISITS_SPREAD, VISITS_RANGE = 8.0, 0.85, (2, 120)
+VISITS_SPREAD, VISITS_RANGE = 0.85, (2, 120)
 FEWER_VISITS = 0.20
 """The old and frail come to the clinic less: otherwise the mere length of a record would tell who is ill."""
 FOLLOW_UP_VISITS_PER_YEAR = 0.4
@@ -41,6 +42,7 @@ class People:
     start_day: Int64[np.ndarray, " n"]  # the record begins here, < 0
     end: Int64[np.ndarray, " n"]  # seconds: independent censoring, > 0
     frailty: Float64[np.ndarray, " n"]
+    hospital: Hospital
 
     @property
     def n(self) -> int:
@@ -99,11 +101,11 @@ ADMISSIONS = ((v.INFARCTION, 0.22, 0.6), (v.PNEUMONIA, 0.25, 0.4))
 """Code, admissions a year, share in intensive care."""
 
 
-def draw_people(rng: np.random.Generator, n: int) -> People:
+def draw_people(rng: np.random.Generator, n: int, hospital: Hospital) -> People:
     """Demographics, the length of the record, and independent uniform censoring."""
     first, last = FIRST_PREDICTION.toordinal(), LAST_PREDICTION.toordinal()
     prediction_day = rng.integers(first, last, n, endpoint=True) - dt.date(1970, 1, 1).toordinal()
-    age = np.clip(rng.normal(AGE_MEAN, AGE_SPREAD, n), 40.0, 88.0)
+    age = np.clip(rng.normal(hospital.age_mean, AGE_SPREAD, n), 40.0, 88.0)
     history, follow_up = rng.uniform(*HISTORY_YEARS, n), rng.uniform(*FOLLOW_UP_YEARS, n)
     return People(
         prediction_day=prediction_day,
@@ -111,7 +113,8 @@ def draw_people(rng: np.random.Generator, n: int) -> People:
         male=rng.random(n) < 0.5,
         start_day=-np.round(history * DAYS_PER_YEAR).astype(np.int64),
         end=np.round(follow_up * DAYS_PER_YEAR * DAY).astype(np.int64),
-        frailty=rng.normal(0.0, 1.0, n),
+        frailty=rng.normal(hospital.illness, 1.0, n),
+        hospital=hospital,
     )
 
 
@@ -124,8 +127,9 @@ def draw_visits(
     rng: np.random.Generator, people: People
 ) -> tuple[Int64[np.ndarray, " visits"], Int64[np.ndarray, " visits"]]:
     """Patient and second of every outpatient visit in order; the last one is at the end of follow-up."""
-    burden = people.frailty + (people.age_days / DAYS_PER_YEAR - AGE_MEAN) / AGE_SPREAD
-    usual = np.log(VISITS_MEDIAN) - FEWER_VISITS * burden
+    own = people.hospital
+    burden = people.frailty - own.illness + (people.age_days / DAYS_PER_YEAR - own.age_mean) / AGE_SPREAD
+    usual = np.log(own.visits_median) - FEWER_VISITS * burden
     count = np.round(np.exp(rng.normal(usual, VISITS_SPREAD))).astype(np.int64)
     before = np.repeat(np.arange(people.n), np.clip(count, *VISITS_RANGE))
     day_before = -1 - np.floor(rng.random(len(before)) * -people.start_day[before]).astype(np.int64)

@@ -14,6 +14,7 @@ from ehrsequencing.config import SUBJECTS_PER_SHARD, SimulateConfig, TaskConfig,
 from ehrsequencing.events import DEATH, MedsDataset, fill, staged
 from ehrsequencing.synthetic import every_visit
 from ehrsequencing.synthetic.blocks import blocks
+from ehrsequencing.synthetic.hospital import HOSPITALS
 from ehrsequencing.synthetic.truth import DEATH_CAUSE, TRUTH_FILE
 from ehrsequencing.synthetic.vocabulary import OUTCOME, Vocabulary
 
@@ -43,11 +44,12 @@ def simulate(out: Path | str, config: SimulateConfig, *, subjects_per_shard: int
     Raises:
         EhrError: (ENVIRONMENT) ``out`` cannot be written or holds something else.
     """
-    out, vocabulary = Path(out), Vocabulary(config.noise_codes)
+    out, vocabulary = Path(out), Vocabulary(config.noise_codes, HOSPITALS[config.hospital].name_of)
     truths: list[pl.DataFrame] = []
     with staged(out) as folder:
         frames = _shards(config, vocabulary, truths, subjects_per_shard)
-        facts = {"dataset_version": f"seed {config.seed}, {config.patients} patients"}
+        elsewhere = "" if config.hospital == "a" else f", hospital {config.hospital}"
+        facts = {"dataset_version": f"seed {config.seed}, {config.patients} patients{elsewhere}"}
         fill(folder, frames, name="simulated", codes=vocabulary.table(), metadata=facts)
         truth = pl.concat(truths)
         truth.write_parquet(folder / TRUTH_FILE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +12,8 @@ from jaxtyping import Int32
 
 from ehrsequencing.events import BIRTH, DEATH
 
+NOISE = "SIM//"
+"""How noise codes begin."""
 MALE, FEMALE = "SEX//M", "SEX//F"
 OUTCOME = "ICD10CM//I50.9"
 HYPERTENSION, DIABETES, CORONARY, COPD = "ICD10CM//I10", "ICD10CM//E11.9", "ICD10CM//I25.10", "ICD10CM//J44.9"
@@ -58,16 +61,22 @@ class Vocabulary:
     """
 
     noise_codes: int
+    name_of: Callable[[str], str] = str
+    """How the hospital names a code of hospital a."""
+
+    @cached_property
+    def _noise(self) -> dict[str, str]:
+        """Noise codes, by number, in the names of hospital a, with their descriptions."""
+        kinds = (_KINDS[number % len(_KINDS)] for number in range(self.noise_codes))
+        return {
+            f"{NOISE}{short}-{number:04d}": f"Simulated {long} {number}, without effect"
+            for number, (short, long) in enumerate(kinds)
+        }
 
     @cached_property
     def descriptions(self) -> dict[str, str]:
         """Code to description, alphabetical."""
-        kinds = (_KINDS[number % len(_KINDS)] for number in range(self.noise_codes))
-        noise = {
-            f"SIM//{short}-{number:04d}": f"Simulated {long} {number}, without effect"
-            for number, (short, long) in enumerate(kinds)
-        }
-        return dict(sorted((DESCRIPTIONS | noise).items()))
+        return dict(sorted((self.name_of(code), text) for code, text in (DESCRIPTIONS | self._noise).items()))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -76,16 +85,14 @@ class Vocabulary:
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """Code to id."""
-        return {name: number for number, name in enumerate(self.names)}
+        """Code, in the names of hospital a, to id."""
+        place = {name: number for number, name in enumerate(self.names)}
+        return {code: place[self.name_of(code)] for code in DESCRIPTIONS | self._noise}
 
     @cached_property
     def noise(self) -> Int32[np.ndarray, " noise"]:
         """Ids of the noise codes, by number."""
-        by_number = sorted(
-            (name for name in self.names if name.startswith("SIM//")), key=lambda name: int(name.rsplit("-", 1)[1])
-        )
-        return np.array([self.ids[name] for name in by_number], dtype=np.int32)
+        return np.array([self.ids[code] for code in self._noise], dtype=np.int32)
 
     def table(self) -> pl.DataFrame:
         """The MEDS code metadata: code, description."""
