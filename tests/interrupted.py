@@ -14,9 +14,10 @@ class KillAfter:
     """A progress listener that lets so many ticks of a loop's steps pass, then ends the run."""
 
     def __init__(self, ticks: int, title: str | None = None) -> None:
-        self.left, self.title, self.notes = ticks, title, []
+        self.left, self.title, self.notes, self.titles = ticks, title, [], set()
 
     def __call__(self, tick: Tick) -> None:
+        self.titles.add(tick.title)
         if tick.note:
             self.notes.append(tick.note)
         elif self.title in (None, tick.title):

@@ -216,6 +216,8 @@ class Encoder:
         with _whole(folder, "encoder"):
             model = BEHRTForMaskedLM.from_pretrained(folder)
             model.eval()
+            for part in (model, model.behrt):
+                part.config._name_or_path = ""  # a bundle must not name the place its encoder came from
             facts = {name: value for name, value in record.items() if name not in ("format", "files")}
             seen = load_file(folder / SEEN)["seen"]
             return cls(model, Tokenizer.load(folder / "tokenizer.json"), facts, seen)

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ try:
 except ImportError:  # Windows has none: runs there are on their own
     fcntl = None  # type: ignore[assignment]
 
+WORK = "work.json"
 _OURS_TO_SAY = {
     errno.EACCES,
     errno.EPERM,
@@ -33,6 +34,7 @@ _OURS_TO_SAY = {
     errno.EFBIG,
     errno.EIO,
 }
+_LEFT_BEHIND = re.compile(r"\..+\.([0-9a-f]{8}\.(tmp|old)|lock)")
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _NUMPY_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 
@@ -54,7 +56,7 @@ def staged(out: Path | str, marker: str) -> Iterator[Path]:
         with locked(out):
             _make(draft, out)
             yield draft
-            swap(draft, out)
+            _swap(draft, out)
     except Exception as error:
         refused = unwritable(out, error)
         if refused is None:
@@ -83,6 +85,65 @@ def staged_file(path: Path | str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def workplace(out: Path, marker: str, key: str, say: Callable[[str], None] = lambda text: None) -> Iterator[Path]:
+    """``OUT.partial/``, where a long run keeps what it has finished; its owner alone, whatever else ends it.
+
+    It is removed when the block ends well, and when a mistake in what was given ends it; killed, interrupted or out of
+    room, it stays for the next run with the same ``key``. One with another key is emptied, and ``say`` tells.
+
+    Raises:
+        EhrError: exit 14 where ``out`` holds something else or cannot be written, or another run is at it.
+    """
+    out = Path(out)
+    place = out.parent / f"{out.name}.partial"
+    refuse_unwritable(out, marker)
+    with locked(place):
+        _begin(place, key, say)
+        try:
+            yield place
+        except EhrError as error:
+            if error.code != Exit.ENVIRONMENT:
+                shutil.rmtree(place, ignore_errors=True)
+            raise
+        else:
+            shutil.rmtree(place)
+        finally:
+            if place.exists() and [path.name for path in place.iterdir()] == [WORK]:
+                shutil.rmtree(place)
+
+
+def _begin(place: Path, key: str, say: Callable[[str], None]) -> None:
+    refuse_foreign(place, WORK)
+    try:
+        known = json.loads((place / WORK).read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = None
+    if known == key:
+        _sweep(place)
+        say(f"going on from {place}, which an interrupted run left")
+        return
+    if known is not None:
+        say(f"{place} is of other settings, data or versions: starting anew")
+    shutil.rmtree(place, ignore_errors=True)
+    write_json(place / WORK, {"key": key})
+
+
+def _sweep(place: Path) -> None:
+    """Remove the drafts and locks that a killed run left anywhere in its own folder."""
+    for path in [path for path in place.rglob(".*") if _LEFT_BEHIND.fullmatch(path.name)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def publish(draft: Path, out: Path) -> None:
+    """A finished folder takes the place of ``out``, whole."""
+    with locked(out):
+        _swap(draft, out)
+
+
+@contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Nobody else writes ``out`` meanwhile; what a killed run left beside it is tidied away first.
 
@@ -92,7 +153,7 @@ def locked(out: Path) -> Iterator[None]:
         EhrError: exit 14 where another run holds it.
     """
     _make(out.parent, out)
-    lock = out.with_name(f".{out.name}.lock")
+    lock = out.parent / f".{out.name}.lock"
     handle = _lock(lock, out)
     try:
         _tidy(out)
@@ -197,7 +258,7 @@ def _unwritable(out: Path, why: str) -> EhrError:
     )
 
 
-def swap(draft: Path, out: Path) -> None:
+def _swap(draft: Path, out: Path) -> None:
     """``draft`` takes the place of ``out``; killed in between, the next run puts back what had been there."""
     if not out.exists():
         draft.rename(out)

@@ -20,7 +20,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        _end("interrupted; nothing half-written was left behind", INTERRUPTED)
+        _end("interrupted; nothing half-written was left behind, and the same command goes on from here", INTERRUPTED)
     except Exception as error:
         told = _told(error)
         if told is None:

@@ -17,7 +17,7 @@ from ehrsequencing.config import DAYS_PER_YEAR, HELD_OUT, MIN_TRAIN_EVENTS, TRAI
 from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Evaluation, Scores, paired_difference
 from ehrsequencing.events import assign_folds
 from ehrsequencing.predictions import Predictions
-from ehrsequencing.study.fitting import Scored
+from ehrsequencing.study.kept import Scored
 
 OUT_OF_FOLD = "out_of_fold"
 ONE_SPLIT = "One pretraining run serves every seed. Every model but Kaplan–Meier is recalibrated on the tuning split."

@@ -48,7 +48,12 @@ INNER_TUNING = SPLIT_FRACTIONS[TUNING] / (SPLIT_FRACTIONS[TRAIN] + SPLIT_FRACTIO
 
 
 def open_data(config: DataConfig, out: Path) -> tuple[MedsDataset, str]:
-    """The study's records, simulated or converted into ``out`` where asked; and a sentence on where they came from."""
+    """The study's records, simulated or converted into ``out`` where asked; and a sentence on where they came from.
+
+    A dataset that lies there already is one that an interrupted run made, whole, from the same settings.
+    """
+    if config.meds is None and out.is_dir():
+        return MedsDataset.open(out), f"records: taken over from the interrupted run ({out})"
     if config.simulate is not None:
         dataset = simulate(out, config.simulate)
         return dataset, f"simulated: {config.simulate.patients:,} patients, seed {config.simulate.seed}"

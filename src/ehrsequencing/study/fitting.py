@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from ehrsequencing.baselines import BASELINES, Fitted
 from ehrsequencing.batches import SurvivalData, VisitData
-from ehrsequencing.bundle import Bundle, Encoder
+from ehrsequencing.bundle import ENCODER_MARKER, Bundle, Encoder
 from ehrsequencing.cohort import Cohort
 from ehrsequencing.config import HELD_OUT, StudyConfig, TaskConfig
 from ehrsequencing.events import MedsDataset
+from ehrsequencing.files import staged_file
 from ehrsequencing.inference import to_predictions
 from ehrsequencing.models.strategies import STRATEGIES, Strategy
 from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.study.assemble import WIDE, blend_name, calibrated_row, make_bundle
 from ehrsequencing.study.data import Division, Prepared, prepare, pretraining_records
+from ehrsequencing.study.kept import Kept, Scored
 from ehrsequencing.study.oracle import ORACLE, WHY, oracle_predictions
 from ehrsequencing.study.simple import simple_models
 from ehrsequencing.study.trajectories import TRAJECTORIES, best_bundle, example_trajectories
@@ -28,22 +31,7 @@ from ehrsequencing.training.finetune import FeatureCache, finetune
 from ehrsequencing.training.loop import Progress, Tick
 from ehrsequencing.training.pretrain import pretrain
 from ehrsequencing.training.recipes import Recipe
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Predictions of one model and seed for the held-out rows of one division, and what they cost."""
-
-    model: str
-    kind: str
-    why: str
-    seed: int
-    predictions: Predictions
-    seconds: float | None = None
-    trainable: int | None = None
-    total: int | None = None
-    alpha: float | None = None
-    notes: tuple[str, ...] = ()
+from ehrsequencing.training.resume import Resume
 
 
 @dataclass(frozen=True)
@@ -54,34 +42,45 @@ class Workplace:
     task: TaskConfig
     dataset: MedsDataset
     recipe: Recipe
-    out: Path
+    kept: Kept
     progress: Progress
     say: Callable[[str], None]
 
 
 def fit_division(work: Workplace, division: Division, cohort: Cohort, tau: float) -> tuple[list[Scored], Prepared]:
     """Pretrain, fit every strategy and simple model the study names, keep their bundles, score the held-out rows."""
-    encoder = pretrain_encoder(work, division)
+    encoder = _encoder(work, division)
     prepared = prepare(work.dataset, cohort, encoder, work.study.features, tau)
     wide_fit = BASELINES[WIDE].fit(prepared.data, 0)
-    scored = [*_simple_models(work, prepared, wide_fit), *_oracle(work.dataset, prepared)]
+    scored = [*_simple_models(work, division, prepared, wide_fit), *_oracle(work.dataset, prepared)]
     cache = FeatureCache()
     for strategy in (STRATEGIES[name] for name in work.study.strategies):
         for seed in _seeds(strategy, work.study.seeds):
-            scored += _one_strategy(work, division, prepared, encoder, _hazard(wide_fit), strategy, seed, cache)
+            fit = partial(_one_strategy, work, division, prepared, encoder, _hazard(wide_fit), strategy, seed, cache)
+            scored += work.kept.scored(f"{strategy.name}-{seed}{division.tag}", fit)
     if prepared.data.visits is not None:
         _write_trajectories(work, division, prepared.data.visits)
     return scored, prepared
+
+
+def _encoder(work: Workplace, division: Division) -> Encoder:
+    """The division's encoder, as an interrupted run left it where one did."""
+    folder = work.kept.result / f"encoder{division.tag}"
+    if not (folder / ENCODER_MARKER).is_file():
+        return pretrain_encoder(work, division)
+    work.say(f"encoder{division.tag}: taken over from the interrupted run")
+    return Encoder.load(folder)
 
 
 def _write_trajectories(work: Workplace, division: Division, visits: VisitData) -> None:
     """Example patients of the best strategy; of the first division, where there are several."""
     names = [name for name in work.study.strategies if STRATEGIES[name].kind == "strategy"]
     seed = work.study.seeds[0]
-    best = best_bundle([work.out / "models" / f"{name}-{seed}{division.tag}" for name in names])
+    best = best_bundle([work.kept.result / "models" / f"{name}-{seed}{division.tag}" for name in names])
     examples = None if best is None else example_trajectories(best, visits)
-    if examples is not None and not (work.out / TRAJECTORIES).exists():
-        examples.write_parquet(work.out / TRAJECTORIES)
+    if examples is not None and not (work.kept.result / TRAJECTORIES).exists():
+        with staged_file(work.kept.result / TRAJECTORIES) as draft:
+            examples.write_parquet(draft)
 
 
 def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
@@ -95,10 +94,17 @@ def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
         calendar=work.study.split.calendar,
     )
     result = pretrain(
-        store, tokenizer, work.study.pretrain, work.study.model, seed=work.study.seeds[0], progress=work.progress
+        store,
+        tokenizer,
+        work.study.pretrain,
+        work.study.model,
+        seed=work.study.seeds[0],
+        progress=work.progress,
+        resume=(loop := work.kept.loops(f"encoder{division.tag}")),
     )
     encoder = Encoder(result.model, tokenizer, result.record, np.sort(Encoder.hashes(store.subject_id)))
-    encoder.save(work.out / f"encoder{division.tag}")
+    encoder.save(work.kept.result / f"encoder{division.tag}")
+    shutil.rmtree(loop.folder, ignore_errors=True)
     record = encoder.record
     work.say(
         f"encoder{division.tag}: {record['subjects']:,} records, {record['tokens']:,} tokens; masked codes guessed "
@@ -122,6 +128,7 @@ def _one_strategy(
     strategy: Strategy,
     seed: int,
     cache: FeatureCache,
+    resume: Resume,
 ) -> Iterator[Scored]:
     fitted = finetune(
         prepared.data,
@@ -133,11 +140,12 @@ def _one_strategy(
         attention=work.study.model.attention,
         cache=cache,
         progress=work.progress,
+        resume=resume,
     )
     facts = {"study": work.study.name, "seed": seed, "recipe": work.recipe.name, "fold": division.tag}
     facts |= {} if division.tag else {"split": work.study.split.model_dump(mode="json")}
     bundle = make_bundle(prepared, work.task, fitted, wide, facts)
-    bundle.save(work.out / "models" / f"{strategy.name}-{seed}{division.tag}")
+    bundle.save(work.kept.result / "models" / f"{strategy.name}-{seed}{division.tag}")
     yield from _bundle_rows(bundle, prepared, strategy, seed, fitted.logits, fitted.seconds)
 
 
@@ -172,27 +180,34 @@ def _bundle_rows(
         )
 
 
-def _simple_models(work: Workplace, prepared: Prepared, wide_fit: Fitted) -> Iterator[Scored]:
-    data, at = prepared.data, prepared.data.index(HELD_OUT)
-    table = simple_models(work.recipe, work.study.model, work.progress)
+def _simple_models(work: Workplace, division: Division, prepared: Prepared, wide_fit: Fitted) -> Iterator[Scored]:
     for name in work.study.baselines:
-        baseline = table[name]
-        work.progress(Tick(name, 0, 1))
-        for seed in work.study.seeds if baseline.seeded else work.study.seeds[:1]:
-            fitted = wide_fit if name == WIDE else baseline.fit(data, seed)
-            work.progress(Tick(name, 1, 1, f"fitted in {fitted.seconds:.1f} s"))
-            predictions, note = _calibrated(data, at, name, fitted)
-            yield Scored(
-                model=name,
-                kind="baseline",
-                why=baseline.why,
-                seed=seed,
-                predictions=predictions,
-                seconds=fitted.seconds,
-                trainable=fitted.n_parameters,
-                total=fitted.n_parameters,
-                notes=(*fitted.notes, *note),
-            )
+        seeded = simple_models(work.recipe)[name].seeded
+        for seed in work.study.seeds if seeded else work.study.seeds[:1]:
+            fit = partial(_one_simple, work, prepared, wide_fit, name, seed)
+            yield from work.kept.scored(f"baseline-{name}-{seed}{division.tag}", fit)
+
+
+def _one_simple(
+    work: Workplace, prepared: Prepared, wide_fit: Fitted, name: str, seed: int, resume: Resume
+) -> Iterator[Scored]:
+    data, at = prepared.data, prepared.data.index(HELD_OUT)
+    baseline = simple_models(work.recipe, work.study.model, work.progress, resume)[name]
+    work.progress(Tick(name, 0, 1))
+    fitted = wide_fit if name == WIDE else baseline.fit(data, seed)
+    work.progress(Tick(name, 1, 1, f"fitted in {fitted.seconds:.1f} s"))
+    predictions, note = _calibrated(data, at, name, fitted)
+    yield Scored(
+        model=name,
+        kind="baseline",
+        why=baseline.why,
+        seed=seed,
+        predictions=predictions,
+        seconds=fitted.seconds,
+        trainable=fitted.n_parameters,
+        total=fitted.n_parameters,
+        notes=(*fitted.notes, *note),
+    )
 
 
 def _calibrated(

@@ -17,7 +17,7 @@ from ehrsequencing.cohort import Cohort, build_cohort
 from ehrsequencing.config import HELD_OUT, TUNING, StudyConfig, TaskConfig, load_yaml
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
-from ehrsequencing.files import refuse_unwritable, staged, write_json
+from ehrsequencing.files import publish, workplace, write_json
 from ehrsequencing.models.configuration import BIDIRECTIONAL_LEAK, LEAK_FIX
 from ehrsequencing.models.strategies import find_strategy
 from ehrsequencing.report import write_report
@@ -32,11 +32,13 @@ from ehrsequencing.study.data import (
     task_of,
 )
 from ehrsequencing.study.estimate import estimate
-from ehrsequencing.study.fitting import Scored, Workplace, fit_division
+from ehrsequencing.study.fitting import Workplace, fit_division
+from ehrsequencing.study.kept import Kept, Scored, study_key
 from ehrsequencing.study.simple import check_names, for_causes
 from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.training.loop import Progress, silent
 from ehrsequencing.training.recipes import Choice, Recipe, choose_recipe
+from ehrsequencing.training.resume import digest_of
 
 MARKER = "study.json"
 OWN_SPLITS_UNUSED = "the dataset's own splits are not used: folds divide all subjects"
@@ -67,23 +69,27 @@ class Scene:
 def run_study(path: Path, out: Path, *, progress: Progress = silent, say: Say = lambda text: None) -> str:
     """``ehrseq run``: everything the study names, left whole under ``out``; returns where to look and the headline.
 
+    What is finished is kept in ``OUT.partial/`` until all of it is: a run that was killed goes on from there, in the
+    middle of a training epoch too, to the same weights, predictions and figures (times apart).
+
     Raises:
         EhrError: a mistake in the settings (10), the data (11), the cohort (12), or the place to write to (14).
     """
     started = time.perf_counter()
     study = read_study(path)
-    refuse_unwritable(Path(out), MARKER)
-    with staged(out, MARKER) as draft:
-        write_json(
-            draft / MARKER, {"study": study.model_dump(mode="json", by_alias=True), "environment": environment()}
-        )
+    with workplace(Path(out), MARKER, study_key(study, Path(path).parent), say) as place:
+        kept = Kept(place)
+        draft = kept.result
 
         def tell(text: str) -> None:
             say(text.replace(str(draft), str(out)))
 
+        settings = study.model_dump(mode="json", by_alias=True)
+        write_json(draft / MARKER, {"study": settings, "environment": environment()})
         scene = set_scene(study, draft / "meds", Path(path).parent, tell)
+        kept.for_cohort(f"{scene.cohort.fingerprint}/{digest_of([part.split for part in scene.parts])}")
         scene.cohort.write(draft / "cohort")
-        scored, grids, tokens = _fit_all(scene, draft, progress, tell)
+        scored, grids, tokens = _fit_all(scene, kept, progress, tell)
         for tag, grid in grids.items():
             write_json(draft / "cohort" / f"grid{tag}.json", grid.to_json())
         models = pool(scored)
@@ -91,6 +97,7 @@ def run_study(path: Path, out: Path, *, progress: Progress = silent, say: Say = 
         facts = {**_facts(scene), **tokens, "seconds": time.perf_counter() - started}
         write_json(draft / "comparison.json", compare(study, scene.cohort, models, scene.tau, facts))
         write_report(draft)
+        publish(draft, Path(out))
     return (
         f"{_table(out)}\n\nreport: {Path(out) / 'report.html'}   ({(time.perf_counter() - started) / 60:.1f} minutes)"
     )
@@ -175,9 +182,9 @@ def _choose(cohort: Cohort, study: StudyConfig, tau: float) -> Choice:
 
 
 def _fit_all(
-    scene: Scene, draft: Path, progress: Progress, say: Say
+    scene: Scene, kept: Kept, progress: Progress, say: Say
 ) -> tuple[list[Scored], dict[str, TimeGrid], dict[str, Any]]:
-    work = Workplace(scene.study, scene.task, scene.dataset, scene.recipe, draft, progress, say)
+    work = Workplace(scene.study, scene.task, scene.dataset, scene.recipe, kept, progress, say)
     scored: list[Scored] = []
     grids, tokens = {}, {}
     for part in scene.parts:

@@ -12,6 +12,7 @@ from ehrsequencing.config import ModelConfig
 from ehrsequencing.errors import EhrError, Exit, nearest
 from ehrsequencing.training.loop import Progress, silent
 from ehrsequencing.training.recipes import Recipe
+from ehrsequencing.training.resume import Resume
 from ehrsequencing.training.visit_lstm import fit_visit_lstm
 
 LSTM, KAPLAN_MEIER, AALEN_JOHANSEN = "lstm", "kaplan-meier", "aalen-johansen"
@@ -19,12 +20,12 @@ NAMES = (*BASELINES, LSTM)
 
 
 def simple_models(
-    recipe: Recipe, size: ModelConfig = ModelConfig(), progress: Progress = silent
+    recipe: Recipe, size: ModelConfig = ModelConfig(), progress: Progress = silent, resume: Resume | None = None
 ) -> Mapping[str, Baseline]:
-    """Every simple model, ready to fit; what learns by epochs follows ``recipe``."""
+    """Every simple model, ready to fit; what learns by epochs follows ``recipe`` and keeps its state at ``resume``."""
 
     def lstm(data: SurvivalData, seed: int) -> Fitted:
-        fit = fit_visit_lstm(data, recipe, size=size, seed=seed, progress=progress)
+        fit = fit_visit_lstm(data, recipe, size=size, seed=seed, progress=progress, resume=resume)
         return from_logits(data, fit.logits, fit.n_parameters, fit.notes)
 
     why = "an LSTM over visits on the transformer's own tokens and loss: a sequence without attention or pretraining"

@@ -27,7 +27,7 @@ from ehrsequencing.config import (
 )
 from ehrsequencing.evaluation.compare import Interval, evaluate
 from ehrsequencing.events import MedsDataset
-from ehrsequencing.files import refuse_unwritable
+from ehrsequencing.files import refuse_unwritable, workplace
 from ehrsequencing.inference import to_predictions
 from ehrsequencing.models.strategies import find_strategy
 from ehrsequencing.models.wide import fit_wide
@@ -46,6 +46,7 @@ from ehrsequencing.training.finetune import FeatureCache, FineTuned, finetune
 from ehrsequencing.training.loop import Progress, silent
 from ehrsequencing.training.pretrain import pretrain as run_pretraining
 from ehrsequencing.training.recipes import choose_recipe
+from ehrsequencing.training.resume import Resume
 
 Say = Callable[[str], None]
 
@@ -83,18 +84,22 @@ def write_encoder(
     seed: int = 0,
     progress: Progress = silent,
 ) -> str:
-    """``ehrseq pretrain``: an encoder from the training subjects' records; returns what it learned."""
-    refuse_unwritable(Path(out), ENCODER_MARKER)
-    encoder = pretrain(
-        MedsDataset.open(meds),
-        PretrainConfig() if epochs is None else PretrainConfig(epochs=epochs),
-        model=parse(ModelConfig, {"size": size, "attention": attention}, "--size, --attention"),
-        input=InputConfig() if task is None else load_task(task),
-        split=split,
-        seed=seed,
-        progress=progress,
-    )
-    encoder.save(out)
+    """``ehrseq pretrain``: an encoder from the training subjects' records; returns what it learned.
+
+    Killed, it goes on from ``OUT.partial/`` when the same command is given again, to the same weights.
+    """
+    with workplace(Path(out), ENCODER_MARKER, "pretrain") as place:
+        encoder = pretrain(
+            MedsDataset.open(meds),
+            PretrainConfig() if epochs is None else PretrainConfig(epochs=epochs),
+            model=parse(ModelConfig, {"size": size, "attention": attention}, "--size, --attention"),
+            input=InputConfig() if task is None else load_task(task),
+            split=split,
+            seed=seed,
+            progress=progress,
+            resume=Resume(place / "loop"),
+        )
+        encoder.save(out)
     record = encoder.record
     return (
         f"encoder in {out}: {record['subjects']:,} records, {record['tokens']:,} tokens, "
@@ -113,6 +118,7 @@ def pretrain(
     split: SplitConfig = SplitConfig(),
     seed: int = 0,
     progress: Progress = silent,
+    resume: Resume | None = None,
 ) -> Encoder:
     """An encoder pretrained on the training subjects' whole records, under a task's ``input`` and ``delay`` rules.
 
@@ -127,7 +133,7 @@ def pretrain(
         cohort = build_cohort(dataset, task, calendar=split.calendar, visit_column=tokens.visit_column)
     subjects = divisions(dataset, None, split, task=task, cohort=cohort)[0].train_subjects()
     tokenizer, store = pretraining_records(dataset, subjects, input, tokens, model.attention, calendar=split.calendar)
-    result = run_pretraining(store, tokenizer, config, model, seed=seed, progress=progress)
+    result = run_pretraining(store, tokenizer, config, model, seed=seed, progress=progress, resume=resume)
     record = {**result.record, "split": split.model_dump(mode="json")}
     return Encoder(result.model, tokenizer, record, np.sort(Encoder.hashes(store.subject_id)))
 
@@ -165,10 +171,33 @@ def write_bundle(
     progress: Progress = silent,
     say: Say = lambda text: None,
 ) -> str:
-    """``ehrseq finetune``: one bundle by one strategy, or by the recipe's choice; returns what came out."""
+    """``ehrseq finetune``: one bundle by one strategy, or by the recipe's choice; returns what came out.
+
+    Killed, it goes on from ``OUT.partial/`` when the same command is given again, to the same weights.
+    """
     if strategy != "auto":
         find_strategy(strategy)
-    refuse_unwritable(Path(out), MARKER)
+    with workplace(Path(out), MARKER, "finetune") as place:
+        return _write_bundle(
+            meds, task, out, Resume(place), encoder, strategy, attention, budget, labelled, split, seed, progress, say
+        )
+
+
+def _write_bundle(
+    meds: Path,
+    task: Path,
+    out: Path,
+    resume: Resume,
+    encoder: Path,
+    strategy: str,
+    attention: str | None,
+    budget: BudgetConfig,
+    labelled: int | None,
+    split: SplitConfig,
+    seed: int,
+    progress: Progress,
+    say: Say,
+) -> str:
     dataset, pretrained = MedsDataset.open(meds), Encoder.load(encoder)
     config = load_task(task)
     cohort = build_cohort(
@@ -199,6 +228,7 @@ def write_bundle(
             attention=attention,
             cache=cache,
             progress=progress,
+            resume=resume.within(name),
         )
 
     if strategy == "auto":
