@@ -28,6 +28,7 @@ fast: $(VENV)/.dev
 
 export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.docs
+	$(BIN)/python docs/task_language.py
 	$(BIN)/mkdocs build --strict --quiet
 
 STUDIES ?= $(OUT)/demo

@@ -530,7 +530,7 @@ CASES = [
         subject_id | prediction_time | duration | event
         1          | 2013-01-01      | 31       | 1
         """,
-        {"input": {"lookback_days": 30}, "require": {"visits": 1}},
+        {"input": {"lookback_days": 30}, "require": {"visits": 2}},
         {"visits": 1},
         read="""
         subject_id | time       | code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -76,6 +77,18 @@ def test_the_manual_names_every_key_and_rule() -> None:
 def _rules(every: TaskConfig) -> list[Rule]:
     asked = [*index_rules(every, follow_up=True), *require_rules(every.require)]
     return [*asked, *exclude_rules(every), *outcome_rules(every, follow_up=True)]
+
+
+def test_the_manuals_cases_are_those_of_the_tests() -> None:
+    spec = importlib.util.spec_from_file_location("task_language", MANUAL.parents[1] / "task_language.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.page() == MANUAL.read_text(encoding="utf-8"), "run: python docs/task_language.py"
+    shown = {case.key for case in CASES}
+    without = {"name", "horizon_days"}  # what they do is no matter of records
+    assert set(TaskConfig.model_fields) - without - shown == set()
 
 
 def test_the_manuals_second_example(tmp_path: Path) -> None:

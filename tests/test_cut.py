@@ -22,6 +22,7 @@ from cut_property import NOW, TICK, Downstream, Futures, assert_blind_to_the_fut
 from ehrsequencing.batches import collate
 from ehrsequencing.cohort import cut, whole_records
 from ehrsequencing.config import FeaturesConfig, InputConfig, TaskConfig, TokensConfig, parse
+from ehrsequencing.errors import EhrError
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.features import FeatureSpec, build_features
 from ehrsequencing.models.behrt import BEHRTConfig
@@ -100,19 +101,19 @@ def test_nor_does_it_on_disk(futures: Futures) -> None:
             if events.is_empty():
                 return
             data = ascii_tables.on_disk(events, Path(folder) / name)
-            histories.append(cut(data.scan(), futures.rows, futures.input).collect(engine="streaming"))
+            histories.append(futures.history(data.scan()).collect(engine="streaming"))
     one, other = (bits([history.sort("subject_id", maintain_order=True)]) for history in histories)
     assert one == other
 
 
-def _leaky(events: pl.LazyFrame, rows: pl.DataFrame, input: InputConfig) -> pl.LazyFrame:
-    return cut(events, rows.with_columns(pl.col("prediction_time") + dt.timedelta(hours=1)), input)
+def _leaky(events: pl.LazyFrame, rows: pl.DataFrame, task: Any, visit_column: str | None) -> pl.LazyFrame:
+    return cut(events, rows.with_columns(pl.col("prediction_time") + dt.timedelta(hours=1)), task)
 
 
-def _birth_leak(events: pl.LazyFrame, rows: pl.DataFrame, input: InputConfig) -> pl.LazyFrame:
+def _birth_leak(events: pl.LazyFrame, rows: pl.DataFrame, task: Any, visit_column: str | None) -> pl.LazyFrame:
     """Births recorded at any time: the age would tell."""
     births = events.filter(pl.col("code") == "MEDS_BIRTH").join(rows.lazy(), on="subject_id")
-    history = cut(events, rows, input)
+    history = cut(events, rows, task)
     return pl.concat([history, births.select(history.collect_schema().names())]).unique(maintain_order=True)
 
 
@@ -165,6 +166,19 @@ class TestWhatPasses:
         core = ["subject_id", "prediction_time", "time", "code", "numeric_value"]
         assert history.columns == [*core, "hadm_id", "split"]  # the outcome in `rows` does not come along
 
+    def test_delays_are_undone_before_the_cut(self) -> None:
+        settings = {"name": "t", "index": {"age": 50}, "outcome": "C", "delay": {"code": "C", "days": 1}}
+        task = parse(TaskConfig, settings, "test")
+        assert "C" not in [code for _, code in self.codes(task)]
+        whole = whole_records(ascii_tables.events(RECORD).lazy(), np.array([1]), task).collect()
+        assert whole.filter(pl.col("code") == "C")["time"].to_list() == [NOW + dt.timedelta(days=1)]
+        assert whole["prediction_time"].unique().to_list() == [NOW + dt.timedelta(days=1)]
+
+    def test_a_visit_column_that_is_not_there(self) -> None:
+        settings = {"name": "t", "index": {"age": 50}, "outcome": "C", "delay": {"code": "C", "until": "end_of_visit"}}
+        with pytest.raises(EhrError, match="no column 'stay'"):
+            cut(ascii_tables.events(RECORD).lazy(), ROWS, parse(TaskConfig, settings, "test"), visit_column="stay")
+
     def test_several_predictions_a_subject(self) -> None:
         rows = pl.DataFrame({"subject_id": [1, 1], "prediction_time": [dt.datetime(1950, 1, 1), NOW]})
         history = cut(ascii_tables.events(RECORD).lazy(), rows, InputConfig()).collect()
@@ -189,6 +203,11 @@ class TestWholeRecords:
         assert records["code"].to_list() == ["SEX//F", "MEDS_BIRTH", "A", "B", "C", "D", "A"]
         last = {1: NOW + TICK, 2: dt.datetime(2011, 1, 1)}  # 3 has no dated event
         assert dict(records.select("subject_id", "prediction_time").unique().rows()) == last
+
+    def test_they_end_before_a_date(self) -> None:
+        events = ascii_tables.events(RECORD).lazy()
+        records = whole_records(events, np.array([1, 2]), InputConfig(), before=dt.datetime(2010, 5, 1)).collect()
+        assert records["code"].to_list() == ["SEX//F", "MEDS_BIRTH", "A"]
 
     def test_the_same_cut(self) -> None:
         events = ascii_tables.events(RECORD).lazy()

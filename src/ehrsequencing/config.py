@@ -447,16 +447,36 @@ def load_task(path: Path | str) -> TaskConfig:
 
 
 def _explain(error: ValidationError, model: type[Strict], where: str) -> EhrError:
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    problem = max(error.errors(), key=_tells_most)
+    key = ".".join(str(part) for part in problem["loc"] if not _is_branch(part))
     if problem["type"] == "extra_forbidden":
         known = _known_keys(model, problem["loc"][:-1])
         close = nearest(str(problem["loc"][-1]), known, 1)
         fix = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
         return EhrError(f"unknown key '{key}'", where, fix, code=Exit.CONFIG)
-    found = "" if problem["type"] == "missing" else f" (found {problem['input']!r})"
+    found = "" if problem["type"] == "missing" or not key else f" (found {problem['input']!r})"
     message = problem["msg"].removeprefix("Value error, ")
     return EhrError(f"{key or 'settings'}: {message}{found}", where, "correct this setting", code=Exit.CONFIG)
+
+
+def _tells_most(problem: Any) -> tuple[bool, int]:
+    """Of the problems with each of several possible forms, that of the form which was meant: found deepest."""
+    another_form = problem["type"] in (
+        "string_type",
+        "literal_error",
+        "model_type",
+        "dict_type",
+        "model_attributes_type",
+    )
+    return not another_form, len(problem["loc"])
+
+
+def _is_branch(part: Any) -> bool:
+    """True where a part of a problem's place names one of several possible forms, not a key."""
+    if not isinstance(part, str):
+        return False
+    model = globals().get(part)
+    return part == "str" or "[" in part or (isinstance(model, type) and issubclass(model, BaseModel))
 
 
 def _known_keys(model: type[Strict], path: tuple[Any, ...]) -> list[str]:
