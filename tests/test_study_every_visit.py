@@ -18,10 +18,11 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.inference import predict
 from ehrsequencing.predictions import Predictions
+from ehrsequencing.report.patients import TRAJECTORIES
 from ehrsequencing.study import plan, run_study
 from ehrsequencing.study.data import prepare
 from ehrsequencing.study.steps import write_bundle
-from ehrsequencing.study.trajectories import EXAMPLES, TRAJECTORIES, example_trajectories
+from ehrsequencing.study.trajectories import EXAMPLES, example_trajectories
 from ehrsequencing.synthetic import simulate
 from ehrsequencing.synthetic.truth import TRUTH_FILE
 

@@ -15,7 +15,6 @@ from ehrsequencing.config import HELD_OUT, MIN_CELL
 from ehrsequencing.inference import to_predictions
 from ehrsequencing.models.forward import visit_logits
 
-TRAJECTORIES = "trajectories.parquet"
 EXAMPLES, LEAST_VISITS = 6, 3
 """Patients shown, and the visits one needs to be an example."""
 US_PER_DAY = 86_400_000_000
