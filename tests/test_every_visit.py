@@ -20,6 +20,7 @@ from ehrsequencing.config import (
     IndexConfig,
     InputConfig,
     ModelConfig,
+    Predicate,
     PretrainConfig,
     load_task,
 )
@@ -152,7 +153,7 @@ def test_ranking_compares_one_visit_a_patient(data, model):
     assert not np.array_equal(drawn, objective._seen[1][0])
 
 
-@pytest.mark.parametrize("strategy", ["frozen", "frozen-ridge", "lora", "full"])
+@pytest.mark.parametrize("strategy", ["frozen", pytest.param("frozen-ridge", marks=pytest.mark.slow), "lora", "full"])
 def test_every_strategy_fits(data, fit, strategy):
     fitted = fit(strategy)
     assert fitted.model.config.predict_at == "every_visit"
@@ -223,3 +224,16 @@ def test_an_encoder_that_saw_held_out_patients_is_refused(dataset, cohort, encod
 def test_the_cache_reads_all_visits(data, model):
     assert len(encode_visits(model, data.visits.places)) == len(data.visits)
     assert STRATEGIES["frozen"].cached_features
+
+
+def test_competing_causes_at_every_visit(dataset, cohort, encoder, recipe):
+    """The same loss with another last axis: a third of the censored end by a competing event instead."""
+    died = (pl.col("event") == 0) & (pl.col("subject_id") % 3 == 0)
+    event = pl.when(died).then(2).otherwise("event").cast(pl.Int8).alias("event")
+    task = cohort.task.model_copy(update={"competing": {"death": Predicate(code="MEDS_DEATH")}})
+    both = replace(cohort, task=task, table=cohort.table.with_columns(event), visits=cohort.visits.with_columns(event))
+    data = prepare(dataset, both, encoder).data
+    fitted = finetune(data, "frozen", recipe, encoder.model, dropout=0.0)
+    assert fitted.logits.shape == (len(data), data.grid.n_bins, 2)
+    assert np.isfinite(fitted.logits).all()
+    assert np.array_equal(visit_logits(fitted.model, data.visits.places.take(data.visits.evaluated)), fitted.logits)
