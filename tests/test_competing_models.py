@@ -57,7 +57,7 @@ def test_torch_and_numpy_agree_on_loss_and_gradient():
 
 @pytest.mark.parametrize("shift", [0.0, -40.0, 40.0])
 def test_gradients_of_the_hybrid_loss_by_finite_differences(shift):
-    logits, t = some(10)
+    logits, t = some(5)
     event = t.event.clone()
     event[:3] = torch.tensor([1, 2, 0])
 
@@ -252,7 +252,7 @@ def wide(rivals: SurvivalData) -> RidgeHazard:
     return fit_wide(rivals)
 
 
-@pytest.mark.parametrize("name", ["frozen-ridge", "lora"])
+@pytest.mark.parametrize("name", ["frozen-ridge", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_bundle_of_competing_risks_predicts_what_the_run_predicted(
     rivals, wide, prepared, dataset, encoder, recipe, name, tmp_path
 ):
