@@ -14,8 +14,9 @@ from scipy.optimize import minimize
 from ehrsequencing.config import CURVE_POINTS
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.hazards import log_softplus
+from ehrsequencing.horizon import choose_tau
 from ehrsequencing.nonparametric import KaplanMeier
-from ehrsequencing.timegrid import TimeGrid, choose_tau, truncate
+from ehrsequencing.timegrid import TimeGrid, truncate
 
 
 def outcome(n: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,8 @@ from jaxtyping import Float64
 from scipy.special import expit, logit
 
 from ehrsequencing.evaluation.metrics import check_survival, known_outcome
+from ehrsequencing.horizon import check_horizon
 from ehrsequencing.nonparametric import Events, KaplanMeier
-from ehrsequencing.timegrid import check_horizon
 
 KNOTS = (0.10, 0.50, 0.90)
 """Quantiles of the score at which the smooth curve may bend (Harrell's places for three knots)."""

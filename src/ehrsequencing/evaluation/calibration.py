@@ -15,8 +15,9 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.compare import LEVEL, resample_counts
 from ehrsequencing.evaluation.metrics import check_survival, known_outcome
 from ehrsequencing.hazards import nll_gradient, softplus
+from ehrsequencing.horizon import check_horizon
 from ehrsequencing.nonparametric import AalenJohansen, Events, KaplanMeier, check_causes
-from ehrsequencing.timegrid import TimeGrid, check_horizon, truncate
+from ehrsequencing.timegrid import TimeGrid, truncate
 
 MIN_BIN_EVENTS = 10
 """Bins with fewer tuning events share one recalibration intercept."""

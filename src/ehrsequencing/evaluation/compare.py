@@ -23,9 +23,10 @@ from ehrsequencing.evaluation.metrics import (
     survival_groups,
     uno_weights,
 )
+from ehrsequencing.horizon import check_horizon
 from ehrsequencing.nonparametric import Events, KaplanMeier, censoring_distribution, for_outcome
 from ehrsequencing.progress import tracked
-from ehrsequencing.timegrid import check_horizon, truncate
+from ehrsequencing.timegrid import truncate
 
 LEVEL = 0.95
 INTERVAL_MEANING = (

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.horizon import check_horizon
 from ehrsequencing.nonparametric import Events, KaplanMeier, check_causes, for_outcome
-from ehrsequencing.timegrid import check_horizon
 
 PAIRS_AT_ONCE = 8_000_000
 """Entries of a pair matrix held in memory at a time."""

@@ -35,13 +35,14 @@ from ehrsequencing.config import (
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset, assign_folds, rank_hash
 from ehrsequencing.features import FeatureSpec, build_features
+from ehrsequencing.horizon import choose_tau
 from ehrsequencing.inference import read_visits
 from ehrsequencing.sources.mapped import convert_csv
 from ehrsequencing.sources.omop import convert_omop
 from ehrsequencing.sources.synthea import convert_synthea
 from ehrsequencing.study.casemix import describe_casemix
 from ehrsequencing.synthetic import simulate
-from ehrsequencing.timegrid import TimeGrid, choose_tau, truncate
+from ehrsequencing.timegrid import TimeGrid, truncate
 from ehrsequencing.tokens import Tokenizer, TokenStore, tokenize, tokenize_windows
 
 INNER_TUNING = SPLIT_FRACTIONS[TUNING] / (SPLIT_FRACTIONS[TRAIN] + SPLIT_FRACTIONS[TUNING])
