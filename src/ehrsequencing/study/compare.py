@@ -20,11 +20,15 @@ from ehrsequencing.predictions import Predictions
 from ehrsequencing.study.kept import Scored
 
 OUT_OF_FOLD = "out_of_fold"
-ONE_SPLIT = "One pretraining run serves every seed. Every model but Kaplan–Meier is recalibrated on the tuning split."
+ONE_SPLIT = (
+    "One pretraining run serves every seed. Every model but the curve that is the same for all is recalibrated on the "
+    "tuning split."
+)
 POOLED = (
     "Predictions are out of fold: C compares patients of one fold only, since risks of different fits are not on one "
     "scale; the censoring distribution is that of the whole cohort. One pretraining run a fold serves every seed. "
-    "Every model but Kaplan–Meier is recalibrated on the tuning part of its fold, where that has 20 events or more."
+    "Every model but the curve that is the same for all is recalibrated on the tuning part of its fold, where that has "
+    "20 events or more."
 )
 CONTROLS = {"frozen-ridge": "frozen-random", "frozen": "frozen-random", "full": "from-scratch"}
 """What shows, on the same patients, whether pretraining contributed to a strategy."""

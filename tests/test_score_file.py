@@ -1,0 +1,122 @@
+"""`ehrseq evaluate`: rows joined by subject and prediction_time, calibration, and competing events."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ehrsequencing.cohort import Cohort
+from ehrsequencing.config import IndexConfig, Predicate, TaskConfig
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.nonparametric import AalenJohansen
+from ehrsequencing.predictions import Predictions
+from ehrsequencing.study.score_file import evaluate_file
+
+TAU, PATIENTS = 1_000.0, 200
+FIRST, SECOND = dt.datetime(2015, 1, 1), dt.datetime(2016, 1, 1)
+
+
+def write_cohort(folder: Path) -> tuple[Cohort, np.ndarray]:
+    """Two rows a patient, death competing; and the outcome's score of each row."""
+    rng = np.random.default_rng(0)
+    score = np.repeat(rng.normal(size=PATIENTS), 2)
+    times = np.stack([rng.exponential(900 * np.exp(-score)), rng.exponential(2_500, score.size)])
+    censoring = rng.uniform(200, 2_000, score.size)
+    event = np.where(times.min(axis=0) <= censoring, times.argmin(axis=0) + 1, 0)
+    subject = np.repeat(np.arange(1, PATIENTS + 1), 2)
+    table = pl.DataFrame(
+        {
+            "subject_id": subject,
+            "prediction_time": pl.Series([FIRST, SECOND] * PATIENTS).cast(pl.Datetime("us")),
+            "duration": np.minimum(times.min(axis=0), censoring),
+            "event": event.astype(np.int8),
+            "split": np.where(subject <= PATIENTS // 2, "train", "held_out"),
+        }
+    )
+    task = TaskConfig(
+        name="readmission",
+        index=IndexConfig(event="each", code="DISCHARGE"),
+        outcome=Predicate(code="ADMISSION"),
+        competing={"death": Predicate(code="MEDS_DEATH")},
+        horizon_days=TAU,
+    )
+    attrition = pl.DataFrame({"rule": ["subjects"], "removed": [0], "remaining": [PATIENTS], "why": [""]})
+    cohort = Cohort(table, attrition, task)
+    cohort.write(folder)
+    return cohort, score
+
+
+def predict(cohort: Cohort, score: np.ndarray) -> Predictions:
+    grid = np.linspace(0, TAU, 101)[1:]
+    hazard = np.stack([np.exp(score) / 900, np.full(score.size, 1 / 2_500)])  # (2, n)
+    gone = 1 - np.exp(-hazard.sum(axis=0)[:, None] * grid)
+    cif = (hazard / hazard.sum(axis=0))[:, :, None] * gone
+    keys = (cohort.table[name].to_numpy() for name in ("subject_id", "prediction_time"))
+    return Predictions(*keys, score, grid, 1 - gone, model="truth", cif={"outcome": cif[0], "death": cif[1]})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Predictions, Cohort]:
+    folder = tmp_path_factory.mktemp("scores")
+    cohort, score = write_cohort(folder / "cohort")
+    predictions = predict(cohort, score)
+    predictions.write(folder / "p.parquet")
+    return folder, predictions, cohort
+
+
+def test_figures_of_the_outcome_with_calibration_and_causes(place: tuple[Path, Predictions, Cohort]) -> None:
+    folder, predictions, cohort = place
+    found = evaluate_file(
+        folder / "p.parquet", folder / "cohort", horizons=(400.0, TAU), bootstrap=20, split="held_out"
+    )
+    assert (found.n, found.of, found.patients) == (PATIENTS, PATIENTS, PATIENTS // 2)
+    held_out = cohort.table.filter(pl.col("split") == "held_out")
+    seen = held_out.filter(pl.col("duration") <= TAU)
+    assert found.events == {
+        cause: seen.filter(pl.col("event") == k).height for k, cause in ((1, "outcome"), (2, "death"))
+    }
+    duration, event = held_out["duration"].to_numpy(), held_out["event"].cast(pl.Int64).to_numpy()
+    summary = found.calibration[400.0]
+    assert summary.observed == pytest.approx(AalenJohansen.fit(duration, event).at(400.0)[0])
+    rows = (cohort.table["split"] == "held_out").to_numpy()
+    assert summary.expected == pytest.approx(predictions.outcome_risk_at(np.array([400.0]))[rows, 0].mean())
+    assert 0.5 < summary.slope < 1.7
+    text = found.text()
+    assert "200 of 200 rows (100 patients) of 'held_out'" in text
+    assert "competing events are no censoring" in text
+    assert "calibration at 400 days: slope" in text
+    assert "observed/expected" in text
+    assert found.to_json()["calibration"]["1000"]["intercept"] is not None
+    assert found.figures["ici@400"].low is not None
+
+
+def test_rows_are_matched_by_time_not_only_by_subject(place: tuple[Path, Predictions, Cohort], tmp_path: Path) -> None:
+    folder, predictions, _ = place
+    whole = evaluate_file(folder / "p.parquet", folder / "cohort", bootstrap=0, split="held_out")
+    shuffled = predictions.take(np.random.default_rng(1).permutation(len(predictions)))
+    shuffled.write(tmp_path / "shuffled.parquet")
+    again = evaluate_file(tmp_path / "shuffled.parquet", folder / "cohort", bootstrap=0, split="held_out")
+    assert {name: figure.value for name, figure in again.figures.items()} == pytest.approx(
+        {name: figure.value for name, figure in whole.figures.items()}
+    )
+    predictions.take(np.arange(0, len(predictions), 2)).write(tmp_path / "first.parquet")
+    half = evaluate_file(tmp_path / "first.parquet", folder / "cohort", bootstrap=0, split="held_out")
+    assert (half.n, half.of) == (PATIENTS // 2, PATIENTS)
+    assert "left out" in half.text()
+
+
+def test_predictions_at_other_times_are_refused(place: tuple[Path, Predictions, Cohort], tmp_path: Path) -> None:
+    folder, predictions, _ = place
+    late = predictions.prediction_time + np.timedelta64(1, "D")
+    moved = Predictions(
+        predictions.subject_id, late, predictions.risk, predictions.horizon_days, predictions.survival,
+        cif=predictions.cif,
+    )  # fmt: skip
+    moved.write(tmp_path / "late.parquet")
+    with pytest.raises(EhrError, match="another prediction_time") as raised:
+        evaluate_file(tmp_path / "late.parquet", folder / "cohort", bootstrap=0, split="held_out")
+    assert raised.value.code is Exit.LEAKAGE
