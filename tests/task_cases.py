@@ -123,26 +123,27 @@ CASES = [
     ),
     Case(
         "index",
-        "a death dated at midnight leaves no prediction later that day",
+        "a death known by its date alone comes with the last record of its day",
         """
         subject_id | time             | code
-        1          | 2013-05-01 00:00 | MEDS_DEATH
-        1          | 2013-05-01 08:00 | ADMISSION   # recorded after the dated death
+        1          | 2013-05-01 00:00 | MEDS_DEATH  # read as 09:00
+        1          | 2013-05-01 08:00 | ADMISSION
         1          | 2013-05-01 09:00 | OUT
+        1          | 2013-05-02 09:00 | OUT
         2          | 2013-05-01 08:00 | ADMISSION
-        2          | 2013-05-01 20:00 | MEDS_DEATH  # a death with its hour
+        2          | 2013-05-01 10:00 | MEDS_DEATH  # a death with its hour
         2          | 2013-05-01 14:00 | OUT
         3          | 2013-04-30 08:00 | ADMISSION
-        3          | 2013-05-01 00:00 | MEDS_DEATH  # dated: ends follow-up at midnight
-        3          | 2013-05-01 14:00 | OUT
+        3          | 2013-05-01 00:00 | MEDS_DEATH  # the only record of its day
+        3          | 2013-05-02 14:00 | OUT
         """,
         """
-        subject_id | prediction_time     | duration           | event
-        2          | 2013-05-01 08:00    | 0.25               | 1
-        3          | 2013-04-30 08:00    | 0.6666666666666666 | 0
+        subject_id | prediction_time  | duration             | event
+        1          | 2013-05-01 08:00 | 0.041666666666666664 | 1
+        2          | 2013-05-01 08:00 | 0.08333333333333333  | 0
+        3          | 2013-04-30 08:00 | 0.6666666666666666   | 0
         """,
         {"index": {"event": "first", "code": "ADMISSION"}},
-        {"dead": 1},
     ),
     Case(
         "index",

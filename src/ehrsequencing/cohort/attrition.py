@@ -151,20 +151,20 @@ def _merge_small(steps: Sequence[tuple[str, str, int, int]]) -> list[list[tuple[
 
 
 def for_people(attrition: pl.DataFrame) -> pl.DataFrame:
-    """``rule, removed, remaining, why`` as text, small counts suppressed; rules that share a count share a line."""
+    """``rule, removed, remaining, why`` as text, small counts suppressed; the last of rules that share a count has it."""
     steps = attrition.select("rule", "why", "removed", "remaining").rows()
     start, groups = suppress_attrition(steps)
     rows = [(steps[0][0], "0", start, steps[0][1])] if steps else []
     for group in groups:
-        names, reasons = zip(*group.rules, strict=True)
-        rows.append((" + ".join(names), group.removed, group.remaining, "; ".join(reasons)))
+        rows += [(rule, "", "", why) for rule, why in group.rules[:-1]]
+        rows.append((group.rules[-1][0], group.removed, group.remaining, group.rules[-1][1]))
     return pl.DataFrame(rows, schema=dict.fromkeys(("rule", "removed", "remaining", "why"), pl.String), orient="row")
 
 
 def aligned(table: pl.DataFrame) -> str:
     """A table of text as aligned columns, numbers to the right."""
     columns = [[name, *table[name].cast(pl.String).fill_null("").to_list()] for name in table.columns]
-    numeric = [all(re.fullmatch(r"[~<]?[\d,]+|withheld", text) for text in column[1:]) for column in columns]
+    numeric = [all(re.fullmatch(r"([~<]?[\d,]+|withheld)?", text) for text in column[1:]) for column in columns]
     widths = [max(map(len, column)) for column in columns]
     lines = (
         "  ".join(
