@@ -151,7 +151,7 @@ def _merge_small(steps: Sequence[tuple[str, str, int, int]]) -> list[list[tuple[
 
 
 def for_people(attrition: pl.DataFrame) -> pl.DataFrame:
-    """``rule, removed, remaining, why`` as text, small counts suppressed; the last of rules that share a count has it."""
+    """``rule, removed, remaining, why`` as text, small counts suppressed; of rules that share one, the last has it."""
     steps = attrition.select("rule", "why", "removed", "remaining").rows()
     start, groups = suppress_attrition(steps)
     rows = [(steps[0][0], "0", start, steps[0][1])] if steps else []
