@@ -55,6 +55,13 @@ def test_every_verb_has_help_with_an_example(ehrseq, verb):
     assert f"Example: ehrseq {verb}" in " ".join(out.split())
 
 
+def test_a_calendar_split_needs_both_dates(ehrseq, tmp_path):
+    words = ("cohort", tmp_path, tmp_path / "task.yaml", tmp_path / "out")
+    assert_clear(ehrseq(*words, "--tuning-from", "2012-01-01"), 2, "--held-out-from is missing")
+    both = ("--tuning-from", "2012-01-01", "--held-out-from", "2011-01-01")
+    assert_clear(ehrseq(*words, *both), 10, "tuning must come before held_out")
+
+
 def test_help_loads_nothing_heavy():
     program = (
         "import sys; sys.argv = ['ehrseq', '--help']\n"

@@ -80,7 +80,8 @@ def read_visits(dataset: MedsDataset, rows: pl.DataFrame, task: TaskConfig, toke
         what = "at every visit a record is read once, so that a look-back cannot begin anew at each visit"
         raise EhrError(what, "input.lookback_days", "leave it out, or predict at an index", code=Exit.CONFIG)
     records = rows.group_by("subject_id").agg(pl.col("prediction_time").max()).sort("subject_id")
-    history = cut(dataset.scan(), records, task).collect(engine="streaming")
+    column = tokenizer.config.visit_column
+    history = cut(dataset.scan(), records, task, visit_column=column).collect(engine="streaming")
     windows = tokenize_windows(history, records, tokenizer)
     window, visit = windows.locate(rows)
     asked = np.unique(window)

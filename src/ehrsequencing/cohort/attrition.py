@@ -157,7 +157,7 @@ def for_people(attrition: pl.DataFrame) -> pl.DataFrame:
     rows = [(steps[0][0], "0", start, steps[0][1])] if steps else []
     for group in groups:
         names, reasons = zip(*group.rules, strict=True)
-        rows.append((" + ".join(names), group.removed, group.remaining, "; ".join(reasons)))
+        rows.append((" + ".join(names), group.removed, group.remaining, "; ".join(reasons) if len(names) < 3 else ""))
     return pl.DataFrame(rows, schema=dict.fromkeys(("rule", "removed", "remaining", "why"), pl.String), orient="row")
 
 

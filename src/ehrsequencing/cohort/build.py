@@ -38,6 +38,9 @@ def build_cohort(
         EhrError: (COHORT) a predicate names no code that occurs; nobody is left; no outcome in the training split
             (within ``horizon_days``, where given); a row twice in the label file.
     """
+    if calendar is not None and task.split_by is not None:
+        what = "split_by divides by hash, a calendar split by date"
+        raise EhrError(what, f"task {task.name}, split_by", "leave out one of the two", code=Exit.CONFIG)
     censor = None if calendar is None else midnight(calendar.held_out, "split.calendar.held_out")
     resolved = with_labels_beside(dataset, task)
     question = Question.of(dataset.scan(), resolved, visit_column=visit_column, seed=split_seed, follow_up=True)

@@ -52,7 +52,7 @@ def require_rules(require: RequireConfig) -> list[Rule]:
         short = history.is_null() | (history < require.history_days)
         rules.append(Rule("history_days", why, short))
     if require.visits > 0:
-        why = f"fewer than {require.visits} readable visits (days with a record)"
+        why = f"fewer than {require.visits} readable visits"
         rules.append(Rule("visits", why, pl.col("visits") < require.visits))
     return rules
 

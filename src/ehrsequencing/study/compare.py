@@ -15,8 +15,8 @@ from jaxtyping import Int64
 from ehrsequencing.cohort import Cohort
 from ehrsequencing.config import DAYS_PER_YEAR, HELD_OUT, MIN_TRAIN_EVENTS, TRAIN, TUNING, StudyConfig
 from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Evaluation, Scores, paired_difference
-from ehrsequencing.events import assign_folds
 from ehrsequencing.predictions import Predictions
+from ehrsequencing.study.data import Division, fold_numbers
 from ehrsequencing.study.kept import Scored
 
 OUT_OF_FOLD = "out_of_fold"
@@ -93,9 +93,14 @@ def write_predictions(models: Sequence[Model], folder: Path) -> None:
 
 
 def compare(
-    study: StudyConfig, cohort: Cohort, models: Sequence[Model], tau: float, facts: dict[str, Any]
+    study: StudyConfig,
+    cohort: Cohort,
+    models: Sequence[Model],
+    tau: float,
+    facts: dict[str, Any],
+    parts: Sequence[Division],
 ) -> dict[str, Any]:
-    """The content of comparison.json; ``facts`` are added as they are."""
+    """The content of comparison.json; ``parts`` are the study's divisions, ``facts`` are added as they are."""
     pooled = study.folds is not None
     table = cohort.table.sort("subject_id", "prediction_time")
     judged = table if pooled else table.filter(pl.col("split") == HELD_OUT)
@@ -111,9 +116,7 @@ def compare(
         n_boot=study.bootstrap,
         seed=study.split.seed,
         subject_id=judged["subject_id"].to_numpy(),
-        stratum=None
-        if study.folds is None
-        else assign_folds(judged["subject_id"].to_numpy(), study.split.seed, study.folds),
+        stratum=fold_numbers(parts, judged["subject_id"].to_numpy()) if pooled else None,
     )
     outcomes = int((evaluation.event == 1).sum())
     scores = {model.name: evaluation.score(list(model.predictions)) for model in models}

@@ -142,6 +142,11 @@ def divisions(
     return parts
 
 
+def fold_numbers(parts: Sequence[Division], subjects: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
+    """The fold in which each of ``subjects`` is held out."""
+    return np.argmax([part.of(subjects) == HELD_OUT for part in parts], axis=0)
+
+
 def _by_calendar(
     dataset: MedsDataset, subjects: Int64[np.ndarray, " n"], calendar: CalendarConfig, cohort: Cohort | None
 ) -> np.ndarray:

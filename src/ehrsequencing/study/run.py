@@ -95,7 +95,7 @@ def run_study(path: Path, out: Path, *, progress: Progress = silent, say: Say = 
         models = pool(scored)
         write_predictions(models, draft / "predictions")
         facts = {**_facts(scene), **tokens, "seconds": time.perf_counter() - started}
-        write_json(draft / "comparison.json", compare(study, scene.cohort, models, scene.tau, facts))
+        write_json(draft / "comparison.json", compare(study, scene.cohort, models, scene.tau, facts, scene.parts))
         write_report(draft)
         publish(draft, Path(out))
     return (
