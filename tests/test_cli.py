@@ -14,9 +14,11 @@ import polars as pl
 import pytest
 
 from ehrsequencing.cli import main
-from ehrsequencing.cohort import Cohort
+from ehrsequencing.cohort import Cohort, build_cohort
+from ehrsequencing.config import load_task
 
-VERBS = ["simulate", "check", "cohort", "advise", "pretrain", "finetune", "predict", "evaluate", "run"]
+VERBS = ["simulate", "check", "cohort", "advise", "pretrain", "finetune", "predict", "evaluate", "validate", "run"]
+MAPPING = "name: small\nfiles:\n  - {file: events.csv, subject: who, time: when, code: what}\n"
 TASK = "name: t\nindex: {labels: labels/prediction_times.parquet}\noutcome: ICD10CM//I50.9\nhorizon_days: 1826\n"
 
 
@@ -281,3 +283,38 @@ def test_predictions_that_are_no_predictions(ehrseq, dataset, tmp_path):
 def test_a_wrong_option_is_a_usage_error(ehrseq):
     assert ehrseq("run", "--nonsense")[0] == 2
     assert ehrseq("no-such-verb")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [
+        (("simulate", "{out}", "--patients", 20), "simulating patients"),
+        (("check", "{meds}"), "checking events"),
+        (("convert", "csv", "{src}", "{out}", "--mapping", "{src}/map.yaml"), "writing subjects"),
+        (("evaluate", "{p}", "{cohort}", "--bootstrap", 5), "resampling patients"),
+    ],
+)
+def test_long_verbs_tell_how_far_they_are(ehrseq, dataset, tmp_path, monkeypatch, words, title):
+    heard = []
+    monkeypatch.setattr("ehrsequencing.cli.progress.ProgressDisplay.__call__", lambda self, tick: heard.append(tick))
+    where = places(dataset, tmp_path)
+    assert ehrseq(*(str(word).format(**where) for word in words))[0] == 0
+    own = [tick for tick in heard if tick.title == title]
+    assert own[0].done == 0 < own[-1].done == own[-1].total
+    assert [tick.done for tick in own[:2]] == sorted(tick.done for tick in own[:2])
+
+
+def places(dataset, folder: Path) -> dict[str, Path]:
+    """A small table with its mapping, a cohort with predictions that know nothing, and somewhere to write."""
+    source = folder / "src"
+    source.mkdir()
+    (source / "events.csv").write_text("who,when,what\n1,2001-02-03,A\n2,2001-02-04,B\n")
+    (source / "map.yaml").write_text(MAPPING)
+    cohort = build_cohort(dataset, load_task(dataset.root / "task.yaml"))
+    cohort.write(folder / "cohort")
+    rows, days = cohort.table, [365.0 * year for year in range(1, 6)]
+    told = rows.select("subject_id", "prediction_time", risk=pl.col("subject_id").cast(pl.Float64))
+    curves = {"horizon_days": [days] * rows.height, "survival": [[0.9, 0.8, 0.7, 0.6, 0.5]] * rows.height}
+    told.with_columns(**{name: pl.Series(lists) for name, lists in curves.items()}).write_parquet(folder / "p.parquet")
+    mine = {"cohort": folder / "cohort", "p": folder / "p.parquet", "out": folder / "o"}
+    return {"meds": dataset.root, "src": source, **mine}

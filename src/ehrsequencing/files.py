@@ -108,7 +108,7 @@ def workplace(out: Path, marker: str, key: str, say: Callable[[str], None] = lam
         else:
             shutil.rmtree(place)
         finally:
-            if place.exists() and [path.name for path in place.iterdir()] == [WORK]:
+            if [path for path in place.rglob("*") if path.is_file()] == [place / WORK]:
                 shutil.rmtree(place)
 
 

@@ -1,0 +1,154 @@
+"""Verbs that train, and predict with what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ehrsequencing.cli.app import app
+from ehrsequencing.cli.options import (
+    Bundle,
+    HeldOutFrom,
+    Json,
+    Meds,
+    Out,
+    Quiet,
+    Row,
+    Seed,
+    Task,
+    Threads,
+    TuningFrom,
+    split_config,
+    split_options,
+    use_threads,
+)
+from ehrsequencing.cli.output import Output, beside, cohort_beside, task_beside
+
+
+@app.command(epilog="Example: ehrseq advise --patients 4000 --events 600")
+def advise(
+    patients: Annotated[int, typer.Option(min=1, help="labelled patients (training + tuning)")],
+    events: Annotated[int, typer.Option(min=0, help="how many of them have the outcome")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The recipe for a cohort of this size, and why."""
+    from ehrsequencing.errors import EhrError, Exit
+    from ehrsequencing.training.recipes import choose_recipe
+
+    if events > patients:
+        raise EhrError(f"{events:,} events among {patients:,} patients", "--events", "count patients", code=Exit.USAGE)
+    to, choice = Output(as_json, quiet), choose_recipe(patients, events)
+    to.result(choice.text(), choice.to_json())
+    to.next("finetune", "MEDS", "TASK.yaml", "OUT", "--encoder", "ENCODER")
+
+
+@app.command(epilog="Example: ehrseq pretrain out/sim out/encoder --epochs 10")
+def pretrain(
+    meds: Meds,
+    out: Out,
+    task: Annotated[Path | None, typer.Option(help="a TASK.yaml whose input rules the records obey")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="passes over the training records")] = None,
+    size: Annotated[str, typer.Option(help="small, medium, large or base")] = "small",
+    attention: Annotated[
+        str, typer.Option(help="bidirectional, or block_causal for predictions at every visit")
+    ] = "bidirectional",
+    split_seed: Seed = 0,
+    tuning_from: TuningFrom = None,
+    held_out_from: HeldOutFrom = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Pretrain an encoder by masked codes on the training subjects' whole records."""
+    from ehrsequencing.cli.progress import ProgressDisplay
+    from ehrsequencing.study import steps
+
+    use_threads(threads)
+    split = split_config(split_seed, tuning_from, held_out_from)
+    with ProgressDisplay(quiet) as progress:
+        summary = steps.write_encoder(
+            meds,
+            out,
+            task=task,
+            epochs=epochs,
+            size=size,
+            attention=attention,
+            split=split,
+            seed=seed,
+            progress=progress,
+        )
+    to = Output(quiet=quiet)
+    to.say(summary)
+    question = task_beside(meds) if task is None else task
+    again = split_options(split_seed, tuning_from, held_out_from)
+    to.next("finetune", meds, question, beside(out, "bundle"), "--encoder", out, *again)
+
+
+@app.command(epilog="Example: ehrseq finetune out/sim out/sim/task.yaml out/bundle --encoder out/encoder")
+def finetune(
+    meds: Meds,
+    task: Task,
+    out: Out,
+    encoder: Annotated[Path, typer.Option(help="a pretrained encoder (from 'ehrseq pretrain')")],
+    strategy: Annotated[str, typer.Option(help="auto, or a strategy by name (see 'ehrseq advise')")] = "auto",
+    attention: Annotated[
+        str | None, typer.Option(help="fine-tune under this mask though the encoder was pretrained under the other")
+    ] = None,
+    max_epochs: Annotated[int | None, typer.Option(min=1, help="fewer epochs than the recipe's")] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="another patience than the recipe's")] = None,
+    labelled: Annotated[int | None, typer.Option(min=1, help="limit training + tuning to so many patients")] = None,
+    split_seed: Seed = 0,
+    tuning_from: TuningFrom = None,
+    held_out_from: HeldOutFrom = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Adapt the encoder to one outcome; leaves one bundle and says what it chose and why."""
+    from ehrsequencing.cli.progress import ProgressDisplay
+    from ehrsequencing.config import BudgetConfig
+    from ehrsequencing.study import steps
+
+    use_threads(threads)
+    to, budget = Output(quiet=quiet), BudgetConfig(max_epochs=max_epochs, patience=patience)
+    with ProgressDisplay(quiet) as progress:
+        summary = steps.write_bundle(
+            meds,
+            task,
+            out,
+            encoder=encoder,
+            strategy=strategy,
+            attention=attention,
+            budget=budget,
+            labelled=labelled,
+            split=split_config(split_seed, tuning_from, held_out_from),
+            seed=seed,
+            progress=progress,
+            say=to.say,
+        )
+    to.say(summary)
+    to.next("predict", out, meds, beside(out, "predictions.parquet"))
+
+
+@app.command(epilog="Example: ehrseq predict out/bundle out/sim out/predictions.parquet")
+def predict(
+    bundle: Bundle,
+    meds: Meds,
+    out: Out,
+    labels: Annotated[Path | None, typer.Option(help="a MEDS label file: whom to predict, and when")] = None,
+    row: Row = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Risks and survival curves for the patients of a dataset, from their records up to prediction_time."""
+    from ehrsequencing.cli.progress import ProgressDisplay
+    from ehrsequencing.inference import predict_to_file
+
+    to = Output(as_json, quiet)
+    with ProgressDisplay(quiet):
+        written = predict_to_file(bundle, meds, out, labels=labels, row=row)
+    to.result(written.text(), written.to_json())
+    to.next("evaluate", out, cohort_beside(out))
