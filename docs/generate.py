@@ -151,7 +151,7 @@ def _type(annotation: Any) -> str:
 
 _NAMES = {
     "str": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path", "datetime": "time",
-    "Predicate": "predicate", "CodeMatch": "codes", "DelayConfig": "delay",
+    "date": "date",    "Predicate": "predicate", "CodeMatch": "codes", "DelayConfig": "delay",
 }  # fmt: skip
 
 

@@ -14,18 +14,18 @@ import pytest
 import typer
 import typer.main
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from ehrsequencing import config
 from ehrsequencing.cli import main
 from ehrsequencing.cli.verbs import app
-from ehrsequencing.config import TaskConfig
+from ehrsequencing.config import StudyConfig, TaskConfig
 from ehrsequencing.sources.mapping import MappingConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if "adr" not in page.parts]
-RUN = ["tutorial.md", "how-to/own-predictions.md"]
+RUN = ["tutorial.md", "how-to/own-predictions.md", "how-to/external-validation.md"]
 """Pages whose commands and Python are run, in this order, in one folder."""
 SMALLER = {
     "--patients 2000": "--patients 240",
@@ -34,6 +34,9 @@ SMALLER = {
 }
 """Numbers that the pages give and the test cannot afford."""
 UsageError = typer.BadParameter.__base__
+SMALL_TASK = {"name": "small", "index": {"age": 50}, "outcome": "A"}
+SMALL_STUDY = {"name": "small", "data": "out/meds", "task": "task.yaml"}
+"""What a block with some keys only is completed by."""
 SHELL, SETTINGS = ("sh", "bash", "shell", "console"), ("yaml", "yml")
 
 
@@ -98,11 +101,15 @@ def test_a_command_that_does_not_exist_would_be_noticed():
 @pytest.mark.parametrize("block", of(SETTINGS), ids=str)
 def test_every_settings_block_is_valid(block):
     data = yaml.safe_load(block.text)
-    for model in (*vars(config).values(), MappingConfig):
-        if isinstance(model, type) and issubclass(model, config.Strict) and _fits(model, data):
-            return
-    for key, value in data.items():  # some keys of a task
-        TypeAdapter(TaskConfig.model_fields[key].annotation).validate_python(value)
+    whole = any(_fits(model, data) for model in (TaskConfig, StudyConfig, MappingConfig))
+    some_keys = _fits(TaskConfig, SMALL_TASK | data) or _fits(StudyConfig, SMALL_STUDY | data)
+    assert whole or some_keys, block.text
+
+
+def test_settings_that_do_not_exist_would_be_noticed():
+    for wrong in ({"horizon_day": 3}, {"index": {"age": "old"}}, {"folds": 1}):
+        assert not _fits(TaskConfig, SMALL_TASK | wrong)
+        assert not _fits(StudyConfig, SMALL_STUDY | wrong)
 
 
 def _fits(model: type[config.Strict], data: dict) -> bool:
@@ -135,8 +142,8 @@ def run_block(block: Block, monkeypatch) -> None:
     for given, smaller in SMALLER.items():
         text = text.replace(given, smaller)
     for words in Block(block.page, block.line, block.language, text).commands():
-        if words[:2] == ["ehrseq", "run"] or "--size" in words:
-            continue  # whole studies and large models have tests of their own
+        if words[:2] == ["ehrseq", "run"] or {"--size", "--tuning-from"} & set(words):
+            continue  # whole studies, large models and calendar splits have tests of their own
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit) as end:
             main()
@@ -160,7 +167,7 @@ def site():
     return module
 
 
-def test_what_the_menu_names_exists_once():
+def test_the_menu_and_the_pages_are_the_same():
     def files(entry) -> Iterator[str]:
         for value in entry.values() if isinstance(entry, dict) else entry:
             yield from [value] if isinstance(value, str) else files(value)
@@ -169,7 +176,7 @@ def test_what_the_menu_names_exists_once():
     listed = list(files(menu))
     assert len(set(listed)) == len(listed)
     pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.name != "README.md"}
-    assert set(listed) <= pages | set(site().pages())
+    assert set(listed) == pages | set(site().pages())
 
 
 def test_the_reference_names_every_verb_option_and_key():
@@ -180,5 +187,6 @@ def test_the_reference_names_every_verb_option_and_key():
         section = pages["reference/cli.md"].split(f"\n## {name}\n")[1].split("\n## ")[0]
         for option in (opt for p in command.params if p.param_type_name == "option" for opt in p.opts):
             assert f"`{option}`" in section or option == "--help"
+    assert not re.findall(r"^\| `.*\|  \|$", pages["reference/configuration.md"], re.MULTILINE), "a key without meaning"
     for key in ("index.after_history_days", "input.from", "pretrain.optimizer.learning_rate", "budget.patience"):
         assert f"| `{key}` |" in pages["reference/configuration.md"]

@@ -257,6 +257,23 @@ def test_rules_may_differ_and_are_named(bundle, elsewhere, tmp_path):
     assert "horizon_days" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
+def test_hospital_b_codes_and_suffers_otherwise(bundle, tmp_path):
+    """What the simulator changes from a to b is what the validation shows: unknown codes, age, risk too low."""
+    other = simulate(tmp_path / "b", SimulateConfig(patients=900, noise_codes=20, seed=7, hospital="b"))
+    done = validate(bundle, other.root, other.root / "task.yaml", tmp_path / "out", row="wide", bootstrap=20)
+    was, now = (done.found["casemix"][side] for side in ("development", "validation"))
+    assert now["age_years"][1] - was["age_years"][1] > 3  # 63 and 68 in the mean
+    assert now["observed_risk"] > was["observed_risk"]
+    assert now["vocabulary"]["unknown"] > was["vocabulary"]["unknown"] + 0.02
+    unknown = set(now["vocabulary"]["codes"])
+    assert any(code.startswith("ICD9") for code in unknown), unknown
+    before, after = (done.found[side]["calibration"]["1826"]["ratio"] for side in ("before", "after"))
+    assert before["low"] > 1.0
+    assert after["value"] == pytest.approx(1.0, abs=0.1)
+    assert done.found["after"]["change"]["ibs"]["value"] < 0
+
+
 def test_one_split_alone(bundle, elsewhere, tmp_path):
     task = elsewhere.root / "task.yaml"
     done = validate(bundle, elsewhere.root, task, tmp_path / "out", bootstrap=0, split="train")

@@ -42,9 +42,9 @@ class Strict(BaseModel):
 class CodeMatch(Strict):
     """How a predicate names codes, beside the plain string: any of several, a regular expression, a prefix."""
 
-    any: tuple[str, ...] | None = None
-    regex: str | None = None
-    prefix: str | None = None
+    any: tuple[str, ...] | None = Field(default=None, description="any of these codes")
+    regex: str | None = Field(default=None, description="codes in which this regular expression is found")
+    prefix: str | None = Field(default=None, description="codes that begin with this")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> CodeMatch:
@@ -62,9 +62,9 @@ class CodeMatch(Strict):
 class Predicate(Strict):
     """An event that counts: a code, optionally with a range of its numeric value (inclusive)."""
 
-    code: str | CodeMatch
-    value_min: float | None = None
-    value_max: float | None = None
+    code: str | CodeMatch = Field(description="a code, or how codes are matched")
+    value_min: float | None = Field(default=None, description="least numeric value, included")
+    value_max: float | None = Field(default=None, description="greatest numeric value, included")
 
     @model_validator(mode="before")
     @classmethod
@@ -91,11 +91,13 @@ class IndexConfig(Strict):
     """Where each subject's prediction_time comes from: exactly one of age, date, event, after_history_days, labels."""
 
     age: float | None = Field(default=None, ge=0, description="years; the birthday itself")
-    date: When | None = None
-    event: Literal["first", "last", "each", "random"] | None = None
-    code: str | CodeMatch | None = None
+    date: When | None = Field(default=None, description="the midnight at which this day begins, or a moment")
+    event: Literal["first", "last", "each", "random"] | None = Field(
+        default=None, description="at the first, last or each event with `code`, or one drawn at random"
+    )
+    code: str | CodeMatch | None = Field(default=None, description="the code of `event`")
     after_history_days: float | None = Field(default=None, ge=0, description="end of the first visit with so much")
-    labels: Path | None = None
+    labels: Path | None = Field(default=None, description="a MEDS label file (parquet), or a folder of them")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> IndexConfig:
@@ -111,8 +113,8 @@ class IndexConfig(Strict):
 class RequireConfig(Strict):
     """What a subject must bring at prediction_time to be in the cohort."""
 
-    history_days: float = Field(default=0, ge=0)
-    visits: int = Field(default=1, ge=0)
+    history_days: float = Field(default=0, ge=0, description="days since the first readable record")
+    visits: int = Field(default=1, ge=0, description="visits that a model may read")
     age_min: float | None = Field(default=None, ge=0, description="years at prediction_time")
     age_max: float | None = Field(default=None, ge=0, description="years at prediction_time")
 
@@ -120,8 +122,10 @@ class RequireConfig(Strict):
 class FollowUpEnd(Strict):
     """An end of follow-up other than the last record: the first such event after prediction_time, or a date."""
 
-    code: str | CodeMatch | None = None
-    date: When | None = None
+    code: str | CodeMatch | None = Field(
+        default=None, description="the first such event after prediction_time ends follow-up"
+    )
+    date: When | None = Field(default=None, description="follow-up ends here for everybody")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> FollowUpEnd:
@@ -140,9 +144,9 @@ class InputConfig(Strict):
     """Which part of the history up to prediction_time a model may read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-    from_: When | None = Field(default=None, alias="from")
+    from_: When | None = Field(default=None, alias="from", description="nothing older is read")
     lookback_days: float | None = Field(default=None, gt=0, description="read only so many days before prediction_time")
-    exclude: tuple[Predicate, ...] = ()
+    exclude: tuple[Predicate, ...] = Field(default=(), description="events that no model reads")
 
     @field_validator("exclude", mode="before")
     @classmethod
@@ -153,8 +157,10 @@ class InputConfig(Strict):
 class DelayConfig(Predicate):
     """Events that become known only later than they are stamped: after so many days, or when visit or day ends."""
 
-    until: Literal["end_of_visit", "end_of_day"] | None = None
-    days: float | None = Field(default=None, gt=0)
+    until: Literal["end_of_visit", "end_of_day"] | None = Field(
+        default=None, description="known when the visit, or the day, ends"
+    )
+    days: float | None = Field(default=None, gt=0, description="known so many days later")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> DelayConfig:
@@ -166,8 +172,8 @@ class DelayConfig(Predicate):
 class SplitByConfig(Strict):
     """Groups whose subjects must share a split: a column of the events, or the codes of a kind (a site, a practice)."""
 
-    column: str | None = None
-    code: str | CodeMatch | None = None
+    column: str | None = Field(default=None, description="a column of the events")
+    code: str | CodeMatch | None = Field(default=None, description="codes of which each patient has one: the group")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> SplitByConfig:
@@ -179,18 +185,26 @@ class SplitByConfig(Strict):
 class TaskConfig(Strict):
     """One time-to-event question over a MEDS dataset (a TASK.yaml)."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$", description="letters, digits, `_ . -`")
     index: IndexConfig
-    outcome: Predicate
-    competing: dict[str, Predicate] = Field(default_factory=dict)
-    exclude: tuple[Predicate, ...] = ()
+    outcome: Predicate = Field(description="the event whose time is predicted")
+    competing: dict[str, Predicate] = Field(
+        default_factory=dict, description="events after which the outcome cannot come, by name"
+    )
+    exclude: tuple[Predicate, ...] = Field(
+        default=(), description="events at or before prediction_time that exclude a patient"
+    )
     require: RequireConfig = RequireConfig()
-    washout: bool = True
-    horizon_days: float | None = Field(default=None, gt=0)
+    washout: bool = Field(default=True, description="whether an outcome at or before prediction_time excludes")
+    horizon_days: float | None = Field(
+        default=None, gt=0, description="longest time asked about; without it, the longest that the data support"
+    )
     follow_up: FollowUpConfig = FollowUpConfig()
     input: InputConfig = InputConfig()
     delay: tuple[DelayConfig, ...] = ()
-    predict_at: Literal["index", "every_visit"] = "index"
+    predict_at: Literal["index", "every_visit"] = Field(
+        default="index", description="once, or at every visit from the index on"
+    )
     evaluate_at: IndexConfig | None = None
     split_by: SplitByConfig | None = None
 
@@ -233,10 +247,12 @@ def _as_tuple(value: Any) -> Any:
 class TokensConfig(Strict):
     """How a history becomes tokens; the same for every split and strategy."""
 
-    max_tokens: int = Field(default=512, ge=8)
+    max_tokens: int = Field(default=512, ge=8, description="tokens of a history; the most recent whole visits are kept")
     min_subjects: int = Field(default=5, ge=1, description="a code needs this many training subjects to get an id")
-    max_codes: int = Field(default=20_000, ge=1)
-    visit_column: str | None = None
+    max_codes: int = Field(default=20_000, ge=1, description="at most so many codes, the most widespread")
+    visit_column: str | None = Field(
+        default=None, description="the events' column whose values are visits; without it, calendar days"
+    )
     min_values: int = Field(default=20, ge=1, description="a code needs this many training values to carry values")
     value_clip: float = Field(default=4.0, gt=0, description="largest absolute standardised value")
 
@@ -244,8 +260,8 @@ class TokensConfig(Strict):
 class FeaturesConfig(Strict):
     """The count-recency-value matrix that the wide model and the baselines read."""
 
-    min_subjects: int = Field(default=10, ge=1)
-    max_columns: int = Field(default=4_000, ge=8)
+    min_subjects: int = Field(default=10, ge=1, description="a column needs this many training subjects")
+    max_columns: int = Field(default=4_000, ge=8, description="at most so many columns")
     recency_days: float = Field(default=365.0, gt=0, description="recency is exp(-days since the last / this)")
     trend_days: float = Field(default=30.0, gt=0, description="a trend needs values at least this far apart")
     value_clip: float = Field(default=4.0, gt=0, description="largest absolute standardised value")
@@ -254,39 +270,45 @@ class FeaturesConfig(Strict):
 class ModelConfig(Strict):
     """The encoder's size; single numbers override it."""
 
-    size: Literal["small", "medium", "large", "base"] = "small"
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    attention: Literal["bidirectional", "block_causal"] = "bidirectional"
+    size: Literal["small", "medium", "large", "base"] = Field(default="small", description="widths and layers by name")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="share of activations dropped in training")
+    attention: Literal["bidirectional", "block_causal"] = Field(
+        default="bidirectional", description="block_causal lets a token see its own and earlier visits only"
+    )
 
 
 class OptimizerConfig(Strict):
     """AdamW with linear warm-up and cosine decay."""
 
-    learning_rate: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=1e-5, ge=0)
-    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
-    clip_norm: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, description="at its highest")
+    weight_decay: float = Field(default=1e-5, ge=0, description="of weights, not of biases, norms and embeddings")
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
+    clip_norm: float = Field(default=1.0, gt=0, description="largest norm of a gradient")
 
 
 class PretrainConfig(Strict):
     """Masked-language-model pretraining."""
 
-    epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    mask_fraction: float = Field(default=0.15, gt=0, lt=1)
+    epochs: int = Field(default=10, ge=1, description="passes over the records")
+    batch_size: int = Field(default=16, ge=1, description="records a step")
+    mask_fraction: float = Field(default=0.15, gt=0, lt=1, description="share of codes to guess")
     cut_fraction: float = Field(default=0.5, ge=0, le=1, description="share of records cut at a random time")
-    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    validation_fraction: float = Field(
+        default=0.1, gt=0, lt=1, description="share of the subjects kept to choose the epoch"
+    )
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, weight_decay=1e-2)
 
 
 class SimulateConfig(Strict):
     """The built-in simulator."""
 
-    patients: int = Field(default=5_000, ge=1)
-    seed: int = Field(default=0, ge=0)
-    noise_codes: int = Field(default=300, ge=0)
-    competing_death: bool = False
-    question: Literal["index", "every_visit"] = "index"
+    patients: int = Field(default=5_000, ge=1, description="how many")
+    seed: int = Field(default=0, ge=0, description="of everything random")
+    noise_codes: int = Field(default=300, ge=0, description="codes that mean nothing")
+    competing_death: bool = Field(default=False, description="patients may die before the outcome")
+    question: Literal["index", "every_visit"] = Field(
+        default="index", description="one prediction a patient, or one at every visit"
+    )
     hospital: Literal["a", "b"] = Field(default="a", description="b codes otherwise and has other patients")
 
     @model_validator(mode="after")
@@ -301,16 +323,16 @@ class SimulateConfig(Strict):
 class TablesConfig(Strict):
     """Long tables and the MAPPING.yaml that explains their columns."""
 
-    src: str
-    mapping: str
+    src: str = Field(description="folder of tables")
+    mapping: str = Field(description="a MAPPING.yaml")
 
 
 class DataConfig(Strict):
     """Where the records come from: a MEDS folder, a raw export to convert, or the simulator."""
 
-    meds: str | None = None
-    synthea: str | None = None
-    omop: str | None = None
+    meds: str | None = Field(default=None, description="a MEDS dataset")
+    synthea: str | None = Field(default=None, description="folder of Synthea's CSV files")
+    omop: str | None = Field(default=None, description="folder of OMOP CDM tables")
     csv: TablesConfig | None = None
     simulate: SimulateConfig | None = None
 
@@ -329,15 +351,15 @@ class DataConfig(Strict):
 class BudgetConfig(Strict):
     """Departures from the recipe, printed wherever they bite."""
 
-    max_epochs: int | None = Field(default=None, ge=1)
-    patience: int | None = Field(default=None, ge=1)
+    max_epochs: int | None = Field(default=None, ge=1, description="at most so many epochs, where the recipe has more")
+    patience: int | None = Field(default=None, ge=1, description="another patience than the recipe's")
 
 
 class CalendarConfig(Strict):
     """Splits by prediction_time: training before ``tuning``, tuning before ``held_out``, held-out from then on."""
 
-    tuning: When
-    held_out: When
+    tuning: When = Field(description="tuning rows begin here")
+    held_out: When = Field(description="held-out rows begin here")
 
     @model_validator(mode="after")
     def _in_order(self) -> CalendarConfig:
@@ -354,7 +376,7 @@ def as_moment(when: dt.date | dt.datetime) -> dt.datetime:
 class SplitConfig(Strict):
     """How rows are divided: by one fixed seed, apart from the training seeds, or by the calendar."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the hash that divides subjects")
     calendar: CalendarConfig | None = None
 
 
@@ -365,20 +387,30 @@ Positive = Annotated[float, Field(gt=0)]
 class StudyConfig(Strict):
     """A whole run: data, task, models, comparison (a STUDY.yaml)."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$", description="letters, digits, `_ . -`")
     data: DataConfig
-    task: TaskConfig | str
+    task: TaskConfig | str = Field(description="a task, or a TASK.yaml beside the data or the study")
     split: SplitConfig = SplitConfig()
-    folds: int | None = Field(default=None, ge=2, le=20)
+    folds: int | None = Field(
+        default=None, ge=2, le=20, description="cross-validation with so many folds instead of one split"
+    )
     labelled: int | None = Field(default=None, ge=1, description="limits train + tuning")
     tokens: TokensConfig = TokensConfig()
     features: FeaturesConfig = FeaturesConfig()
     pretrain: PretrainConfig = PretrainConfig()
     model: ModelConfig = ModelConfig()
-    strategies: tuple[str, ...] = ("frozen", "frozen-ridge", "lora", "full", "from-scratch", "frozen-random")
-    baselines: tuple[str, ...] = ("kaplan-meier", "age-sex", "cox", "boosting", "wide", "lstm")
-    seeds: tuple[NonNegative, ...] = Field(default=(0, 1, 2), min_length=1)
-    horizons_days: tuple[Positive, ...] = ()
+    strategies: tuple[str, ...] = Field(
+        default=("frozen", "frozen-ridge", "lora", "full", "from-scratch", "frozen-random"),
+        description="what adapts the encoder, by name",
+    )
+    baselines: tuple[str, ...] = Field(
+        default=("kaplan-meier", "age-sex", "cox", "boosting", "wide", "lstm"), description="simple models, by name"
+    )
+    seeds: tuple[NonNegative, ...] = Field(default=(0, 1, 2), min_length=1, description="training seeds")
+    horizons_days: tuple[Positive, ...] = Field(
+        default=(),
+        description="days at which errors and calibration are reported; without any, one year and the horizon",
+    )
     budget: BudgetConfig = BudgetConfig()
     bootstrap: int = Field(default=1_000, ge=0, description="resamples for the intervals")
 
