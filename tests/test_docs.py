@@ -144,7 +144,8 @@ def run_block(block: Block, monkeypatch) -> None:
     for words in Block(block.page, block.line, block.language, text).commands():
         if words[:2] == ["ehrseq", "run"] or {"--size", "--tuning-from"} & set(words):
             continue  # whole studies, large models and calendar splits have tests of their own
-        monkeypatch.setattr(sys, "argv", words)
+        fewer = ["--bootstrap", "20"] if words[1] in ("evaluate", "validate") else []
+        monkeypatch.setattr(sys, "argv", words + fewer)
         with pytest.raises(SystemExit) as end:
             main()
         assert not end.value.code, f"{block}: {' '.join(words)}"
