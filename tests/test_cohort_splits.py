@@ -106,6 +106,34 @@ class TestCalendar:
         assert (store.prediction_time < np.datetime64("2012-01-01")).all()
 
     @pytest.mark.parametrize(
+        ("evaluate_at", "trained", "held_out"),
+        [({"age": 50}, [3], [2]), ({"event": "first", "code": "DX"}, [1, 2, 3], [])],
+    )
+    def test_what_comes_later_takes_nobody_out_of_training(
+        self, tmp_path: Path, evaluate_at: dict[str, Any], trained: list[int], held_out: list[int]
+    ) -> None:
+        events = """
+        subject_id | time       | code
+        1          | 1964-03-01 | MEDS_BIRTH   # 50 in 2014
+        1          | 2010-01-01 | A
+        1          | 2011-06-01 | OUT
+        2          | 1964-03-01 | MEDS_BIRTH   # the same until 2011
+        2          | 2010-01-01 | A
+        2          | 2014-06-01 | DX
+        2          | 2015-06-01 | OUT
+        3          | 1961-03-01 | MEDS_BIRTH   # 50 in 2011
+        3          | 2010-01-01 | A
+        3          | 2011-04-01 | DX
+        3          | 2011-09-01 | OUT
+        """
+        asked = task(index={"date": dt.date(2009, 1, 1)}, predict_at="every_visit", evaluate_at=evaluate_at)
+        cohort = build_cohort(dataset(events, tmp_path / "meds"), asked, calendar=CALENDAR.calendar)
+        assert cohort.visits is not None
+        visits = cohort.visits.group_by("split").agg(pl.col("subject_id").unique().sort())
+        assert dict(visits.iter_rows()) == {"train": trained} | ({"held_out": held_out} if held_out else {})
+        assert cohort.table.select("subject_id", "split").rows() == [*((i, "held_out") for i in held_out), (3, "train")]
+
+    @pytest.mark.parametrize(
         ("settings", "said"),
         [
             ({"split": {"calendar": {"tuning": "2013-01-01", "held_out": "2013-01-01"}}}, "must come before"),

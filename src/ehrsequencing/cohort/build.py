@@ -128,14 +128,17 @@ def _by_period(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The rows of each subject's own period, and those of them that are evaluated.
 
-    Its period is that of its first row or, with a prediction at every visit, of the visit that is evaluated.
+    Its period is that of its first row or, where ``evaluate_at`` is an age or a date still to come, of that day. Both
+    are the same whatever happens later. The visit that is evaluated is not: were it to decide, whoever lives to be
+    evaluated late would leave the training period, and those who have the outcome before would stay in it.
     """
     rows = rows.with_columns(periods(rows["prediction_time"], calendar))
-    first = pl.col("split").first()
-    if task.predict_at == "every_visit":
-        first = pl.col("split").filter(pl.col("prediction_time") >= pl.col("evaluate_time")).first().fill_null(first)
-    own = rows.filter(pl.col("split") == first.over("subject_id"))
-    why = "rows in a later period of the calendar split than the subject's own"
+    decides = pl.col("prediction_time").first().over("subject_id")
+    due = task.evaluate_at
+    if due is not None and (due.age is not None or due.date is not None):
+        decides = pl.max_horizontal(decides, "evaluate_time")
+    own = rows.filter(rows["split"] == periods(rows.select(decides).to_series(), calendar))
+    why = "rows in another period of the calendar split than the subject's own"
     attrition.record("period", why, rows, own)
     return own, at_evaluation(own, task, attrition)
 
