@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from ehrsequencing.batches import SurvivalData
-from ehrsequencing.config import HELD_OUT, TRAIN, BudgetConfig, OptimizerConfig
+from ehrsequencing.config import HELD_OUT, TRAIN, TUNING, BudgetConfig, OptimizerConfig
 from ehrsequencing.errors import EhrError
 from ehrsequencing.evaluation.compare import Evaluation, Scores
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.forward import encode, hazard_logits, in_micro_batches
 from ehrsequencing.models.strategies import STRATEGIES
+from ehrsequencing.study.auto import score_on_tuning
+from ehrsequencing.training.checkpoints import _scores as checkpoint_scores
 from ehrsequencing.training.checkpoints import best_calibrated
 from ehrsequencing.training.finetune import FeatureCache, finetune
 from ehrsequencing.training.loop import Schedule, Tick, train, warmup_cosine
@@ -197,3 +199,24 @@ def test_large_runs_keep_the_best_calibrated_of_equally_good_epochs():
     assert best_calibrated(scores, metrics) == 1
     metrics[1]["tuning_brier"] = 0.3
     assert best_calibrated(scores, metrics) == 0
+
+
+def test_rows_of_one_patient_are_resampled_together_wherever_fits_are_told_apart(data: SurvivalData, encoder, recipe):
+    fitted = finetune(data, "frozen-ridge", recipe, encoder.model)
+    patient = np.empty(len(data), dtype=np.int64)
+    for number, split in enumerate((TRAIN, TUNING, HELD_OUT)):
+        rows = data.index(split)
+        patient[rows] = 1_000 * number + np.arange(len(rows)) // 2
+    twice = dataclasses.replace(
+        data,
+        rows=data.rows.with_columns(pl.Series("subject_id", patient)),
+        tokens=dataclasses.replace(data.tokens, subject_id=patient),
+    )
+    objective = SurvivalObjective(twice, lambda rows: torch.from_numpy(fitted.logits[rows]), 0.1)
+    at = twice.index(TUNING)
+    found = [*checkpoint_scores(objective, [fitted.logits[at]]), *score_on_tuning(twice, {"a": fitted}, 20).values()]
+    assert len(found) == 2
+    for scores in found:
+        drawn = scores.evaluation.counts[:, : len(at) // 2 * 2]
+        assert (drawn[:, ::2] == drawn[:, 1::2]).all()
+        assert len(np.unique(drawn)) > 2

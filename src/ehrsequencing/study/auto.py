@@ -98,6 +98,7 @@ def score_on_tuning(data: SurvivalData, fits: Mapping[str, FineTuned], resamples
         train_event=train.event.numpy(),
         tau=data.grid.tau,
         n_boot=resamples,
+        subject_id=data.rows["subject_id"].to_numpy()[at],
     )
     about = data.cohort_fingerprint, data.causes
     return {

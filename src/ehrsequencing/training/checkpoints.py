@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float64
 
+from ehrsequencing.config import TUNING
 from ehrsequencing.evaluation.compare import Evaluation, Scores
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.training.loop import Epoch
@@ -45,7 +46,8 @@ def _paired_error(reference: Float64[np.ndarray, " b"], other: Float64[np.ndarra
 
 
 def _scores(objective: SurvivalObjective, logits: Sequence[Float64[np.ndarray, "m K *R"]]) -> list[Scores]:
-    score, grid = objective.score, objective.score.grid
+    score, grid, rows = objective.score, objective.score.grid, objective.data.rows[objective.data.index(TUNING)]
+    subject_id, moment = rows["subject_id"].to_numpy(), rows["prediction_time"].to_numpy()
     evaluation = Evaluation.of(
         score.duration,
         score.event,
@@ -53,9 +55,8 @@ def _scores(objective: SurvivalObjective, logits: Sequence[Float64[np.ndarray, "
         train_event=objective.targets.event.numpy(),
         tau=grid.tau,
         n_boot=RESAMPLES,
+        subject_id=subject_id,
     )
-    subject_id = np.arange(len(score.duration))
-    moment = np.zeros(len(subject_id), dtype="datetime64[us]")
     return [
         evaluation.score(Predictions.from_logits(epoch, grid, subject_id, moment, objective.data.causes))
         for epoch in logits
