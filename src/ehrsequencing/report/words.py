@@ -33,7 +33,6 @@ def task_in_words(task: Mapping[str, Any], tau: float) -> list[tuple[str, str]]:
         (require.get("age_min"), "age {:g} or more"),
         (require.get("age_max"), "age {:g} or less"),
     ]
-    start = (task.get("input") or {}).get("from") or (task.get("input") or {}).get("from_")
     lines = [
         ("Prediction is made", _index(task.get("index") or {})),
         ("Outcome", f"first event {_predicate(outcome)}, within {in_days(tau)}" if outcome else ""),
@@ -42,9 +41,59 @@ def task_in_words(task: Mapping[str, Any], tau: float) -> list[tuple[str, str]]:
         ("Required", ", ".join(text.format(value) for value, text in wanted if value)),
         ("Excluded", "; ".join(f"patients with an event {_predicate(p)} by then" for p in task.get("exclude") or [])),
         ("Earlier outcome", "excludes a patient" if task.get("washout", True) else "does not exclude a patient"),
-        ("Input", f"records up to prediction_time{', from ' + _date(start) + ' on' if start else ''}"),
+        ("Follow-up", _follow_up((task.get("follow_up") or {}).get("end"))),
+        ("Input", _input(task.get("input") or {})),
+        ("Known later", "; ".join(f"events {_predicate(rule)}: {_delay(rule)}" for rule in task.get("delay") or [])),
+        ("Kept together", _groups(task.get("split_by") or {})),
     ]
     return [(label, text) for label, text in lines if text]
+
+
+def _follow_up(end: Any) -> str:
+    """
+    >>> _follow_up("last_record"), _follow_up({"date": "2013-01-01", "code": None})
+    ('', 'ends on 1 January 2013, at the latest')
+    """
+    if not isinstance(end, Mapping):
+        return ""
+    where = f"on {_date(end['date'])}" if end.get("date") else f"at the first event {_predicate(end)}"
+    return f"ends {where}, at the latest"
+
+
+def _input(rules: Mapping[str, Any]) -> str:
+    """
+    >>> _input({"lookback_days": 730.5, "exclude": [{"code": "A"}]})
+    'records up to prediction_time, of the last 2 years, without events A'
+    """
+    start, days = rules.get("from") or rules.get("from_"), rules.get("lookback_days")
+    parts = [
+        "records up to prediction_time",
+        f"from {_date(start)} on" if start else "",
+        f"of the last {in_days(days)}" if days else "",
+        *(f"without events {_predicate(predicate)}" for predicate in rules.get("exclude") or []),
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _delay(rule: Mapping[str, Any]) -> str:
+    """
+    >>> _delay({"code": "A", "days": 7.0}), _delay({"code": "A", "until": "end_of_day"})
+    ('read 7 days later', 'read from the end of the day on')
+    """
+    if rule.get("days"):
+        return f"read {rule['days']:g} days later"
+    return f"read from the {str(rule['until']).replace('_of_', ' of the ')} on"
+
+
+def _groups(rule: Mapping[str, Any]) -> str:
+    """
+    >>> _groups({"column": "practice"})
+    'patients of one practice share a split'
+    """
+    if not rule:
+        return ""
+    shared = f"of one {rule['column']}" if rule.get("column") else f"with the same event {_predicate(rule)}"
+    return f"patients {shared} share a split"
 
 
 def _asked(task: Mapping[str, Any]) -> str:
