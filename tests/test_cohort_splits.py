@@ -153,6 +153,14 @@ class TestCalendar:
         assert error.value.code == Exit.CONFIG
 
 
+def test_data_to_judge_on_need_no_training_split(tmp_path: Path) -> None:
+    events = "subject_id | time | code\n" + "".join(f"{i} | 2010-01-01 | A\n{i} | 2013-02-01 | OUT\n" for i in range(5))
+    elsewhere = dataset(events, tmp_path / "meds", dict.fromkeys(range(5), "held_out"))
+    with pytest.raises(EhrError, match="in the training split"):
+        build_cohort(elsewhere, task())
+    assert build_cohort(elsewhere, task(), learning=False).table["event"].to_list() == [1] * 5
+
+
 class TestRandomEvents:
     def test_each_of_several_is_as_likely_and_nobody_else_matters(self, data: MedsDataset) -> None:
         asked = task(index={"event": "random", "code": "VISIT"})

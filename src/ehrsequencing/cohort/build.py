@@ -25,6 +25,7 @@ def build_cohort(
     split_seed: int = 0,
     calendar: CalendarConfig | None = None,
     visit_column: str | None = None,
+    learning: bool = True,
 ) -> Cohort:
     """Apply the task's rules to every subject, in their order, and read what happened to those who are left.
 
@@ -33,10 +34,11 @@ def build_cohort(
             ``{event: random}``.
         calendar: splits by prediction_time instead; training and tuning rows are followed up to ``held_out`` at most.
         visit_column: the column of the events whose values are visits, as the tokenizer has it; None: calendar days.
+        learning: whether a model is to be fitted, so that the training split must have outcomes.
 
     Raises:
         EhrError: (COHORT) a predicate names no code that occurs; nobody is left; no outcome in the training split
-            (within ``horizon_days``, where given); a row twice in the label file.
+            (within ``horizon_days``, where given) that is to be learned from; a row twice in the label file.
     """
     if calendar is not None and task.split_by is not None:
         what = "split_by divides by hash, a calendar split by date"
@@ -54,7 +56,8 @@ def build_cohort(
         rows, table = _by_period(rows, task, calendar, attrition)
     _refuse_empty(table, task, attrition)
     table = _typed(table)
-    _refuse_without_events(table, task)
+    if learning:
+        _refuse_without_events(table, task)
     visits = _typed(rows) if task.predict_at == "every_visit" else None
     return Cohort(table, attrition.table(), task, visits)
 

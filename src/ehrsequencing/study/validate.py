@@ -159,6 +159,7 @@ def _cohort(dataset: MedsDataset, task: TaskConfig, bundle: Bundle, division: Sp
         split_seed=division.seed,
         calendar=division.calendar,
         visit_column=bundle.tokenizer.config.visit_column,
+        learning=False,
     )
 
 
