@@ -666,6 +666,7 @@ CASES = [
         "known at the end of the visit: its last record where there is a visit column, otherwise the end of the day",
         """
         subject_id | time             | code  | stay
+        1          |                  | DX    | 1     # static: known always
         1          | 2012-06-01 08:00 | DX    | 1
         1          | 2012-06-03 10:00 | HOME  | 1
         1          | 2012-07-01 08:00 | DX    |       # no stay: known when the day ends
@@ -681,6 +682,7 @@ CASES = [
         {"index": {"event": "first", "code": "INDEX"}, "delay": {"code": "DX", "until": "end_of_visit"}},
         read="""
         subject_id | time                       | code
+        1          |                            | DX
         1          | 2012-06-03 10:00           | DX
         1          | 2012-06-03 10:00           | HOME
         1          | 2012-07-01 23:59:59.999999 | DX

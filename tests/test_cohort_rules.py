@@ -273,7 +273,8 @@ def as_events(records: dict[int, list[reference.Row]]) -> pl.LazyFrame:
     return pl.LazyFrame(lines, schema=COLUMNS, orient="row")
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=120, deadline=None)
 @given(records=st.lists(RECORDS, min_size=2, max_size=5), settings=TASKS, by_column=st.booleans())
 def test_the_fast_rules_agree_with_the_plain_ones(
     records: list[list[reference.Row]], settings: dict[str, Any], by_column: bool

@@ -34,7 +34,8 @@ def as_known(events: pl.LazyFrame, delay: Sequence[DelayConfig], visit_column: s
     columns = events.collect_schema().names()
     ends = _with_visit_ends(events, visit_column)
     moved = pl.max_horizontal("time", *(_known_time(item, codes) for item in delay))
-    known = pl.when(pl.col("code") != BIRTH).then(moved).otherwise("time")
+    movable = pl.col("time").is_not_null() & (pl.col("code") != BIRTH)
+    known = pl.when(movable).then(moved).otherwise("time")
     if visit_column is not None:
         over = (known > pl.max_horizontal("time", VISIT_END)).fill_null(False)
         ends = ends.with_columns(pl.when(~over).then(visit_column).alias(visit_column), time=known)
