@@ -14,6 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ehrsequencing.errors import EhrError, Exit, nearest
 
 DAYS_PER_YEAR = 365.25
+MAX_YEARS, MAX_DAYS = 200, 100_000
+"""The longest spans that a task may name, in years and days: longer ones are slips, and past what dates can hold."""
 MIN_CELL = 10
 """Counts of patients below this are suppressed in everything written for people."""
 SPLIT_FRACTIONS = {"train": 0.70, "tuning": 0.15, "held_out": 0.15}
@@ -48,6 +50,8 @@ class CodeMatch(Strict):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> CodeMatch:
+        if "" in (self.regex, self.prefix, *(self.any or ())) or self.any == ():
+            raise ValueError("it is empty: name codes, a beginning, or an expression")
         given = [name for name in ("any", "regex", "prefix") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError("give exactly one of any, regex, prefix")
@@ -90,13 +94,15 @@ OUTCOME = "outcome"
 class IndexConfig(Strict):
     """Where each subject's prediction_time comes from: exactly one of age, date, event, after_history_days, labels."""
 
-    age: float | None = Field(default=None, ge=0, description="years; the birthday itself")
+    age: float | None = Field(default=None, ge=0, le=MAX_YEARS, description="years; the birthday itself")
     date: When | None = Field(default=None, description="the midnight at which this day begins, or a moment")
     event: Literal["first", "last", "each", "random"] | None = Field(
         default=None, description="at the first, last or each event with `code`, or one drawn at random"
     )
     code: str | CodeMatch | None = Field(default=None, description="the code of `event`")
-    after_history_days: float | None = Field(default=None, ge=0, description="end of the first visit with so much")
+    after_history_days: float | None = Field(
+        default=None, ge=0, le=MAX_DAYS, description="end of the first visit with so much"
+    )
     labels: Path | None = Field(default=None, description="a MEDS label file (parquet), or a folder of them")
 
     @model_validator(mode="after")
@@ -113,10 +119,10 @@ class IndexConfig(Strict):
 class RequireConfig(Strict):
     """What a subject must bring at prediction_time to be in the cohort."""
 
-    history_days: float = Field(default=0, ge=0, description="days since the first readable record")
+    history_days: float = Field(default=0, ge=0, le=MAX_DAYS, description="days since the first readable record")
     visits: int = Field(default=1, ge=0, description="visits that a model may read")
-    age_min: float | None = Field(default=None, ge=0, description="years at prediction_time")
-    age_max: float | None = Field(default=None, ge=0, description="years at prediction_time")
+    age_min: float | None = Field(default=None, ge=0, le=MAX_YEARS, description="years at prediction_time")
+    age_max: float | None = Field(default=None, ge=0, le=MAX_YEARS, description="years at prediction_time")
 
 
 class FollowUpEnd(Strict):
@@ -145,7 +151,9 @@ class InputConfig(Strict):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     from_: When | None = Field(default=None, alias="from", description="nothing older is read")
-    lookback_days: float | None = Field(default=None, gt=0, description="read only so many days before prediction_time")
+    lookback_days: float | None = Field(
+        default=None, gt=0, le=MAX_DAYS, description="read only so many days before prediction_time"
+    )
     exclude: tuple[Predicate, ...] = Field(default=(), description="events that no model reads")
 
     @field_validator("exclude", mode="before")
@@ -160,7 +168,7 @@ class DelayConfig(Predicate):
     until: Literal["end_of_visit", "end_of_day"] | None = Field(
         default=None, description="known when the visit, or the day, ends"
     )
-    days: float | None = Field(default=None, gt=0, description="known so many days later")
+    days: float | None = Field(default=None, gt=0, le=MAX_DAYS, description="known so many days later")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> DelayConfig:
@@ -457,6 +465,17 @@ def parse(model: type[Config], data: Any, where: str) -> Config:
         raise _explain(error, model, where) from None
 
 
+class _OnceOnly(yaml.SafeLoader):
+    """Plain data only, like the safe loader; a key given twice is refused rather than overwritten."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"'{twice[0]}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_yaml(model: type[Config], path: Path | str) -> Config:
     """Read a YAML file into ``model``; environment variables in it expand, and paths in ``task`` stay as written."""
     path = Path(path)
@@ -467,7 +486,7 @@ def load_yaml(model: type[Config], path: Path | str) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise EhrError(f"the file cannot be read: {error}", str(path), "check the file", code=Exit.CONFIG) from None
     try:
-        data = yaml.safe_load(os.path.expandvars(text))
+        data = yaml.load(os.path.expandvars(text), _OnceOnly)
     except (yaml.YAMLError, ValueError) as error:
         raise EhrError(f"not valid YAML: {error}", str(path), "mend the syntax", code=Exit.CONFIG) from None
     return parse(model, data, str(path))
@@ -491,8 +510,11 @@ def _explain(error: ValidationError, model: type[Strict], where: str) -> EhrErro
     return EhrError(f"{key or 'settings'}: {message}{found}", where, "correct this setting", code=Exit.CONFIG)
 
 
-def _tells_most(problem: Any) -> tuple[bool, int]:
-    """Of the problems with each of several possible forms, that of the form which was meant: found deepest."""
+def _tells_most(problem: Any) -> tuple[bool, bool, int]:
+    """Of the problems with each of several possible forms, that of the form which was meant: found deepest.
+
+    An unknown key goes before a missing one: it is mostly that very key, misspelt.
+    """
     another_form = problem["type"] in (
         "string_type",
         "literal_error",
@@ -500,7 +522,7 @@ def _tells_most(problem: Any) -> tuple[bool, int]:
         "dict_type",
         "model_attributes_type",
     )
-    return not another_form, len(problem["loc"])
+    return not another_form, problem["type"] != "missing", len(problem["loc"])
 
 
 def _is_branch(part: Any) -> bool:
