@@ -168,7 +168,7 @@ def _lock(path: Path, out: Path) -> int:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except FileNotFoundError as error:  # a folder in which nothing can be made, such as /proc
-            raise unwritable(out, error) from None
+            raise _unwritable(out, error.strerror or str(error)) from None
         try:
             if fcntl is not None:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
