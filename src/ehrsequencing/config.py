@@ -50,8 +50,8 @@ class CodeMatch(Strict):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> CodeMatch:
-        if "" in (self.regex, self.prefix, *(self.any or ())) or self.any == ():
-            raise ValueError("it is empty: name codes, a beginning, or an expression")
+        if "" in (self.prefix, *(self.any or ())) or self.any == ():
+            raise ValueError("it is empty: name codes, or a beginning")
         given = [name for name in ("any", "regex", "prefix") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError("give exactly one of any, regex, prefix")
