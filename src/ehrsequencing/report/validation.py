@@ -16,8 +16,11 @@ from ehrsequencing.predictions import Predictions
 from ehrsequencing.report import courses, figures
 from ehrsequencing.report.contents import Interval
 from ehrsequencing.report.patients import calibrate, risk_thirds
-from ehrsequencing.report.render import REPORT, _environment, estimate, in_days, limits, metric_name
+from ehrsequencing.report.formats import estimate, limits
+from ehrsequencing.report.measures import metric_name
+from ehrsequencing.report.render import REPORT, template
 from ehrsequencing.report.suppression import events_cell
+from ehrsequencing.report.words import in_days
 from ehrsequencing.timegrid import truncate
 
 SHOWN_CODES = 15
@@ -108,7 +111,7 @@ def write_validation_report(
     drawn = [calibrate(each.model, each, duration, event, tau) for each in predictions]
     curves = [curve for curve in drawn if curve is not None]
     panel = risk_thirds(predictions[0].model, 0, predictions[0].risk, duration, event, tau)
-    page = _environment().get_template("validation.html.j2").render(
+    page = template("validation.html.j2").render(
         found=found,
         n=cell(found["n"]),
         events=events_cell(found["n"], found["events"]),
