@@ -202,7 +202,19 @@ def power(
     found = contest_of(row, rival, differences).difference if row and rival else None
     if found is not None and math.isfinite(found.width):
         said.append(_detectable(found))
-    return said
+    return [*said, *_precision(sample_size or {})]
+
+
+def _precision(sample_size: Mapping[str, Any]) -> list[str]:
+    """What an evaluation of this size can resolve (Riley et al. 2021), where it is too small."""
+    validation = sample_size.get("validation") or {}
+    if validation.get("enough", True) or "oe_interval" not in validation:
+        return []
+    low, high = validation["oe_interval"]
+    return [
+        f"An evaluation of this size would place observed / expected no closer than {low:.2f} to {high:.2f}, and a "
+        f"calibration slope no closer than ± {validation['widths']['slope'] / 2:.2f}, even of a perfect model."
+    ]
 
 
 def _detectable(difference: Interval) -> str:

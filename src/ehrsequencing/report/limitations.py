@@ -49,7 +49,7 @@ LIMITATIONS: tuple[tuple[Condition, str], ...] = (
     ),
     (
         lambda f: not f.summary.source.simulated,
-        "All patients come from one dataset. Elsewhere codes, care and patients differ; `ehrseq validate` shows what "
+        "All patients come from one dataset. Elsewhere codes, care and patients differ; “ehrseq validate” shows what "
         "becomes of a model on other records.",
     ),
     (
@@ -95,7 +95,7 @@ LIMITATIONS: tuple[tuple[Condition, str], ...] = (
     ),
     (
         lambda f: not f.summary.subgroups,
-        "Performance by subgroup (sex, age, ethnicity) was not examined; name columns or codes under `subgroups` in "
+        "Performance by subgroup (sex, age, ethnicity) was not examined; name columns or codes under “subgroups” in "
         "the task to have it.",
     ),
     (

@@ -16,6 +16,7 @@ from ehrsequencing.report.words import in_days
 
 DASHES: tuple[object, ...] = ("solid", (0, (5, 1.5)), (0, (1, 1.2)))
 """One a model, in order, so that lines are told apart without color."""
+EXAMPLE_COLORS = tuple(OTHER_COLORS[k] for k in (0, 1, 2, 3, 5))
 PANELS_A_ROW = 2
 MEASURES = {"auc": "AUC (cases by t against patients event-free at t)", "brier": "Brier score"}
 LOWEST_SHOWN = -0.2
@@ -74,8 +75,13 @@ def _decision_panel(axes: Axes, panel: Decision) -> None:
 
 
 def _decision_words(panel: Decision) -> str:
-    parts = (f"{model} {values[0]:.3f} to {values[-1]:.3f}" for model, values in panel.models.items())
-    return f"at {in_days(panel.horizon)}, lowest to highest threshold: {', '.join(parts)}"
+    parts = []
+    for model, values in panel.models.items():
+        known = np.flatnonzero(np.isfinite(values))
+        if known.size:
+            last = known[-1]
+            parts.append(f"{model} {values[known[0]]:.3f} to {values[last]:.3f} at {panel.thresholds[last]:.0%}")
+    return f"at {in_days(panel.horizon)}, from the lowest threshold to the highest with patients: {', '.join(parts)}"
 
 
 def examples(shown: Examples) -> Markup:
@@ -86,9 +92,10 @@ def examples(shown: Examples) -> Markup:
         margins = {"left": 0.075, "right": 0.79, "bottom": 0.16, "top": 0.915, "wspace": 0.08}
         panels = figure.subplots(1, 2, sharex=True, sharey=True, squeeze=False, gridspec_kw=margins)[0]
         for axes, (model, curves) in zip(panels, shown.curves.items(), strict=False):
-            for label, curve, tone in zip(shown.labels, curves, OTHER_COLORS, strict=False):
-                risk = 1.0 - curve if shown.competing else curve
-                axes.plot(shown.times / size, risk, color=tone, linewidth=1.4, label=label)
+            for k, (label, curve) in enumerate(zip(shown.labels, curves, strict=True)):
+                risk, dashes = 1.0 - curve if shown.competing else curve, DASHES[k % len(DASHES)]
+                tone = EXAMPLE_COLORS[k % len(EXAMPLE_COLORS)]
+                axes.plot(shown.times / size, risk, color=tone, linestyle=dashes, linewidth=1.4, label=label)
             axes.set_title(model)
             axes.set_xlim(0, shown.times[-1] / size)
             axes.grid(axis="y", color=RULE, linewidth=0.4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +11,14 @@ from jaxtyping import Float64
 from ehrsequencing.config import MIN_CELL
 from ehrsequencing.evaluation.calibration import calibration_summary
 from ehrsequencing.evaluation.compare import outcome_free_at
+from ehrsequencing.evaluation.decision import default_thresholds, net_benefit
 from ehrsequencing.evaluation.metrics import brier_terms
 from ehrsequencing.nonparametric import AalenJohansen, KaplanMeier
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.report.patients import Learned, Shown, calibrate
-from ehrsequencing.report.series import Calibration, Decision, Examples, OverTime, Recalibrated
+from ehrsequencing.report.series import Calibration, Decision, Examples, OverTime, Recalibrated, Smooth
 
-TIME_POINTS, CURVE_POINTS, THRESHOLDS = 20, 51, 40
+TIME_POINTS, CURVE_POINTS, THRESHOLDS, RESAMPLES = 20, 51, 50, 200
 EXAMPLE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 AGREEMENT = ("slope", "intercept", "observed / expected")
 
@@ -46,13 +47,20 @@ def _reaches(predictions: Predictions, tau: float) -> bool:
 
 def calibrations(models: Sequence[Shown], horizons: Sequence[float], censoring: KaplanMeier) -> tuple[Calibration, ...]:
     """Groups and a smooth for every model and horizon that has patients and events enough."""
-    found = (
-        calibrate(each.model, each.predictions, each.duration, each.event, horizon)
-        for horizon in horizons
-        for each in models
-        if _reaches(each.predictions, horizon)
-    )
-    return tuple(replace(groups) for groups in found if groups is not None)
+    drawn = []
+    for horizon in horizons:
+        for each in models:
+            if not _reaches(each.predictions, horizon):
+                continue
+            groups = calibrate(each.model, each.predictions, each.duration, each.event, horizon)
+            if groups is not None:
+                drawn.append(replace(groups, smooth=_smooth(each, horizon, censoring)))
+    return tuple(drawn)
+
+
+def _smooth(each: Shown, horizon: float, censoring: KaplanMeier) -> Smooth | None:
+    """None where no smooth exists."""
+    return None
 
 
 def recalibrations(models: Sequence[Shown], horizon: float, censoring: KaplanMeier) -> tuple[Recalibrated, ...]:
@@ -77,15 +85,28 @@ def _agreement(each: Shown, predictions: Predictions, t: float, censoring: Kapla
 
 
 def decisions(models: Sequence[Shown], horizons: Sequence[float], censoring: KaplanMeier) -> tuple[Decision, ...]:
-    """Net benefit by threshold at every horizon."""
-    return ()
+    """Net benefit by threshold at every horizon that the models' curves reach."""
+    drawn = []
+    for horizon in horizons:
+        known = {each.model: each for each in models if _reaches(each.predictions, horizon)}
+        if not known:
+            continue
+        free = {model: each.free_at(np.array([horizon]))[:, 0] for model, each in known.items()}
+        wanted = default_thresholds(_alike(free), THRESHOLDS)
+        found = {
+            model: net_benefit(each.duration, each.event, free[model], horizon, censoring, wanted)
+            for model, each in known.items()
+        }
+        treat_all = next(iter(found.values())).treat_all
+        if any(np.isfinite(each.model).any() for each in found.values()):
+            drawn.append(Decision(horizon, wanted, {model: each.model for model, each in found.items()}, treat_all))
+    return tuple(drawn)
 
 
-def thresholds(models: Sequence[Shown], horizon: float) -> Float64[np.ndarray, " k"]:
-    """Equal steps of risk up to what hardly anybody's prediction exceeds (the highest model's 99th percentile)."""
-    risks = [1.0 - each.free_at(np.array([horizon]))[:, 0] for each in models]
-    top = max(float(np.quantile(risk, 0.99)) for risk in risks)
-    return np.linspace(0.0, min(max(top, 0.02), 0.99), THRESHOLDS + 1)[1:]
+def _alike(free: Mapping[str, np.ndarray]) -> Float64[np.ndarray, "models n"]:
+    """The models' curves at a time as one matrix; of as many rows as the shortest, where files differ."""
+    n = min(values.size for values in free.values())
+    return np.stack([values[:n] for values in free.values()])
 
 
 def examples(models: Sequence[Shown], tau: float) -> Examples | None:

@@ -50,11 +50,13 @@ class Family:
 
 FAMILIES: dict[str, tuple[Family, ...]] = {
     "discrimination": (
-        Family("discrimination", "Over the whole horizon", ("antolini_c", "mean_auc")),
-        Family("discrimination-at", "At each horizon", ("auc", "uno_c", "harrell_c"), at=True),
+        Family("discrimination", "Discrimination over the whole horizon", ("antolini_c", "mean_auc")),
+        Family("discrimination-at", "Discrimination at each horizon", ("auc", "uno_c", "harrell_c"), at=True),
     ),
-    "accuracy": (Family("accuracy", "Error of the predicted probabilities", ("ibs", "scaled_ibs", "km_calibration")),
-                 Family("accuracy-at", "At each horizon", ("brier", "scaled_brier"), at=True)),
+    "accuracy": (
+        Family("accuracy", "Accuracy over the whole horizon", ("scaled_ibs", "km_calibration")),
+        Family("accuracy-at", "Accuracy at each horizon", ("brier", "scaled_brier"), at=True),
+    ),
     "calibration": (
         Family("calibration", "Calibration", ("oe", "slope", "intercept", "ici", "e50", "e90"), at=True),
     ),
@@ -63,7 +65,7 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
 
 @dataclass(frozen=True)
 class Table:
-    """The columns (label, metric, digits) of a family that any row has."""
+    """The columns (label, metric, digits) of a family that any row has; the table of all models has three already."""
 
     hook: str
     title: str
@@ -94,7 +96,7 @@ def tables(rows: Sequence[Row], part: str, horizons: Sequence[float]) -> list[Ta
 
 def others(rows: Sequence[Row], horizons: Sequence[float]) -> list[Table]:
     """Measures that no table has, so that nothing that was computed is lost."""
-    told = {"uno_c", "harrell_c"}
+    told = {"uno_c", "harrell_c", "ibs"}
     told |= {name for part in FAMILIES for table in tables(rows, part, horizons) for _, name, _ in table.columns}
     rest = list(dict.fromkeys(name for row in rows for name in row.metrics if name not in told))
     return [Table("further", "Other measures", tuple((metric_name(n), n, 4) for n in rest))] if rest else []

@@ -65,7 +65,7 @@ def shown_models(rows: Sequence[Row], inputs: Inputs, tau: float) -> tuple[Shown
             continue
         predictions = inputs.predictions[row.model, seed]
         _refuse_foreign(row.model, predictions, fingerprint)
-        raw = inputs.raw[row.model, seed] if (row.model, seed) in inputs.raw else None
+        raw = inputs.raw.get((row.model, seed))
         found.append(Shown(row, seed, predictions, raw, *_outcome(inputs.cohort, predictions, tau)))
     return tuple(found)
 

@@ -48,6 +48,10 @@ TOKEN_NAMES = {
     "bad_values": "values that were not numbers",
 }
 
+GAPS = ("truncated_rows", "rows_without_events", "rows_without_birth", "oov_share", "fallback_share", "value_share",
+        "bad_values")  # fmt: skip
+"""Told under Missing data."""
+
 
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` into a finished study's or evaluation's folder: one file, no script, nothing loaded from
@@ -109,6 +113,7 @@ def render(summary: Summary) -> str:
         subgroup_model=subgroup_model(summary),
         subgroup_measures=subgroup_measures(summary),
         tokens=[_token_fact(key, summary.tokens[key]) for key in sorted(summary.tokens, key=_token_rank)],
+        gaps={TOKEN_NAMES[key] for key in GAPS},
         estimator="Aalen–Johansen" if summary.competing else "Kaplan–Meier",
         checklist=answered,
         checklist_tally=tally(answered),

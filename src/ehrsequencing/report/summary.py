@@ -28,13 +28,12 @@ ABSENT = {
     "attrition": "No attrition table was kept.",
     "over_time": "No predicted curve reaches the horizon.",
     "calibration": TOO_FEW,
-    "recalibrated": "No predictions from before a recalibration were kept: nothing was recalibrated, or only the result "
-    "was kept.",
+    "recalibrated": "No predictions from before a recalibration are kept beside this report.",
     "decisions": "No net benefit could be computed.",
     "thirds": TOO_FEW,
     "examples": "Too few patients to show examples among whom nobody stands out.",
-    "subgroups": "No subgroups were examined: the task names none under `subgroups`.",
-    "attributions": "No attributions were computed; `ehrseq explain` makes them.",
+    "subgroups": "No subgroups were examined: the task names none under “subgroups”.",
+    "attributions": "No attributions were computed; “ehrseq explain” makes them.",
     "sample_size": "No sample-size check was made.",
     "casemix": "The characteristics of the training patients were not kept.",
 }

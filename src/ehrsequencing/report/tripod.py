@@ -98,7 +98,7 @@ ITEMS: tuple[Item, ...] = (
     Item("20b", "Characteristics of participants, amount of missing data", "source",
          needs=lambda s: bool(s.casemix), left="further characteristics that matter clinically"),
     Item("20c", "Comparison of evaluation with development data", "sample-size",
-         "distribution of predictors in both; `ehrseq validate` tabulates it for another site"),
+         "distribution of predictors in both; “ehrseq validate” tabulates it for another site"),
     Item("21", "Participants and events in each analysis", "sample-size"),
     Item("22", "The full model, and restrictions on its use", "use"),
     Item("23a", "Performance with intervals, also by subgroup", "performance", needs=lambda s: bool(s.subgroups),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ehrsequencing.report.contents import Difference, Interval, Row
 
+NOTHING = Interval(math.nan)
 MATTERS = 0.005
 """The gain in Uno C that the rule of three words takes to matter."""
 
@@ -20,7 +21,7 @@ class Contest:
     rival: Row
     difference: Interval | None = None
     word: str = ""
-    one_sided: Interval = Interval(math.nan)
+    one_sided: Interval = NOTHING
 
     @property
     def better(self) -> bool:
@@ -79,8 +80,8 @@ VERDICTS: tuple[Verdict, ...] = (
     Verdict(
         "wins by too little",
         lambda c: c.better and c.word == "stay",
-        "{a_simple} suffices: {model} ranks patients better, with Uno C {c} against {rival_c} for {rival}, but {paired} "
-        "is too small to matter: {matters} or more is excluded with 95% certainty (stay).",
+        "{a_simple} suffices: {model} ranks patients better, with Uno C {c} against {rival_c} for {rival}, but "
+        "{paired} is too small to matter: {matters} or more is excluded with 95% certainty (stay).",
     ),
     Verdict(
         "wins without the Brier score",

@@ -28,6 +28,7 @@ def task_in_words(task: Mapping[str, Any], tau: float) -> dict[str, list[tuple[s
     (('Prediction is made', 'on the 50th birthday'), ('Outcome', 'first event whose code is I21 or I22, within 1 year'))
     """
     outcome, require, competing = task.get("outcome"), task.get("require") or {}, task.get("competing") or {}
+    excluded = task.get("exclude") or []
     wanted = [
         (require.get("history_days"), "at least {:g} days of history"),
         (require.get("visits"), "at least {:g} visit" + "s" * ((require.get("visits") or 0) > 1)),
@@ -39,7 +40,7 @@ def task_in_words(task: Mapping[str, Any], tau: float) -> dict[str, list[tuple[s
             ("Prediction is made", _index(task.get("index") or {})),
             ("Asked", _asked(task)),
             ("Required", ", ".join(text.format(value) for value, text in wanted if value)),
-            ("Excluded", "; ".join(f"patients with an event {_predicate(p)} by then" for p in task.get("exclude") or [])),
+            ("Excluded", "; ".join(f"patients with an event {_predicate(p)} by then" for p in excluded)),
             ("Earlier outcome", "excludes a patient" if task.get("washout", True) else "does not exclude a patient"),
             ("Kept together", _groups(task.get("split_by") or {})),
         ],
