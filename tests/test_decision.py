@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ehrsequencing.errors import EhrError
-from ehrsequencing.evaluation import incidence as observed
+from ehrsequencing.evaluation import nested
 from ehrsequencing.evaluation.decision import default_thresholds, net_benefit
-from ehrsequencing.evaluation.incidence import incidence, nested_incidence
 from ehrsequencing.evaluation.metrics import known_outcome
+from ehrsequencing.evaluation.nested import nested_incidence
 from ehrsequencing.nonparametric import AalenJohansen, KaplanMeier, censoring_distribution
 
 DAY = 365.0
@@ -74,7 +74,6 @@ def test_groups_have_their_own_kaplan_meier_or_aalen_johansen(competing: bool) -
             else:
                 expected = 1 - KaplanMeier.fit(duration[rows], event[rows]).at(DAY)
             assert risk[b, group] == pytest.approx(float(expected), abs=1e-12)
-    np.testing.assert_allclose(incidence(duration, event, DAY, counts), risk[:, 0], rtol=1e-13)
 
 
 def test_a_group_that_nobody_followed_is_unknown() -> None:
@@ -173,9 +172,9 @@ def test_small_flagged_groups_give_no_figure() -> None:
 def test_intervals_cover_and_joined_times_hardly_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     duration, event, free = patients(1_500, 4)
     censoring, thresholds = censoring_distribution(duration, event), np.linspace(0.05, 0.3, 4)
-    assert np.unique(duration[(event > 0) & (duration <= DAY)]).size > observed.RESAMPLE_TIMES / 2
+    assert np.unique(duration[(event > 0) & (duration <= DAY)]).size > nested.RESAMPLE_TIMES / 2
     exact = net_benefit(duration, event, free, DAY, censoring, thresholds, n_boot=150)
-    monkeypatch.setattr(observed, "RESAMPLE_TIMES", 60)
+    monkeypatch.setattr(nested, "RESAMPLE_TIMES", 60)
     rough = net_benefit(duration, event, free, DAY, censoring, thresholds, n_boot=150)
     assert (exact.low < exact.model).all()
     assert (exact.model < exact.high).all()

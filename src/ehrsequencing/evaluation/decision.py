@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from ehrsequencing.config import MIN_CELL
-from ehrsequencing.evaluation.compare import LEVEL, resample_counts
-from ehrsequencing.evaluation.incidence import nested_incidence
 from ehrsequencing.evaluation.metrics import check_survival
+from ehrsequencing.evaluation.nested import nested_incidence
+from ehrsequencing.evaluation.resampling import LEVEL, resample_counts
 from ehrsequencing.horizon import check_horizon
 from ehrsequencing.nonparametric import Events, KaplanMeier
 

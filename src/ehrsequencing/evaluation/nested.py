@@ -1,4 +1,4 @@
-"""The observed risk by a day in groups of patients, on every resample: Kaplan–Meier or Aalen–Johansen (NumPy)."""
+"""The observed risk by a day in nested groups of patients, on every resample: Kaplan–Meier or Aalen–Johansen."""
 
 from __future__ import annotations
 
@@ -56,14 +56,6 @@ def nested_incidence(
         rest = (rough.incidence(drawn) for drawn in counts[1:])
         found = [first, *((np.clip(first[0] + risk - start, 0.0, 1.0), share) for risk, share in rest)]
     return np.stack([risk for risk, _ in found]), np.stack([share for _, share in found])
-
-
-def incidence(
-    duration: Float64[np.ndarray, " n"], event: Events, t: float, counts: Shaped[np.ndarray, "resamples n"]
-) -> Float64[np.ndarray, " resamples"]:
-    """``nested_incidence`` of everybody."""
-    everybody = np.zeros(np.asarray(duration).size, dtype=np.int64)
-    return nested_incidence(duration, event, t, counts, everybody, 1)[0][:, 0]
 
 
 @dataclass(frozen=True, eq=False)

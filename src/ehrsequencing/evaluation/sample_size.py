@@ -269,9 +269,9 @@ def _validation(n: int, events: int, c: float | None, evaluated: tuple[int, int]
     low, high = math.exp(-Z * precision["oe"]), math.exp(Z * precision["oe"])
     found |= {"supposed_c": supposed, "standard_errors": precision, "oe_interval": [low, high], "widths": widths}
     told = (
-        f"Of a calibrated model with a C of {supposed:g} they would give observed/expected from {low:.2f} to {high:.2f}, "
-        f"C within ± {widths['c'] / 2:.3f} and a calibration slope within ± {widths['slope'] / 2:.2f} (95%), at best: "
-        "censoring widens all three."
+        f"Of a calibrated model with a C of {supposed:g} they would give observed/expected from {low:.2f} to "
+        f"{high:.2f}, C within ± {widths['c'] / 2:.3f} and a calibration slope within ± {widths['slope'] / 2:.2f} "
+        "(95%); censoring widens all three."
     )
     return found | {"sentences": [f"{said}; {rule}", told]}
 
