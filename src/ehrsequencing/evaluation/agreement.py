@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.special import logit
 
+from ehrsequencing.evaluation.evaluated import Evaluated, SurvivalPredictions, outcome_free_at
+from ehrsequencing.evaluation.families import Figures, at
 from ehrsequencing.evaluation.incidence import incidence
 from ehrsequencing.evaluation.logistic import Spline, blocks, logistic, probability
 from ehrsequencing.evaluation.metrics import check_survival, known_outcome
@@ -26,6 +28,33 @@ WHY_NOT: Mapping[str, str] = {
 """Why a figure may not exist."""
 CLOSE_TO_CERTAIN = 1e-9
 """Predicted risks are held this far from 0 and 1 where their logit is taken."""
+
+
+def calibration(patients: Evaluated, predictions: SurvivalPredictions) -> Figures:
+    """``AT_A_TIME`` at every horizon: float64[1 + resamples] each, or why there is none."""
+    found: dict[str, np.ndarray | str] = {}
+    for place, horizon in enumerate(patients.horizons):
+        if (why := patients.no_point(predictions, horizon)) is None:
+            free = outcome_free_at(predictions, np.array([float(horizon)]))[:, 0]  # (n,)
+            outcome = patients.duration, patients.event, free, horizon, patients.censoring
+            figures = calibration_figures(*outcome, patients.counts, patients.observed[:, place])
+            found |= {at(name, horizon): _or_reason(name, figures[name]) for name in AT_A_TIME}
+        else:
+            found |= {at(name, horizon): why for name in AT_A_TIME}
+    return found
+
+
+def whole_curve(patients: Evaluated, predictions: SurvivalPredictions) -> Figures:
+    """``km_calibration``: float64[1 + resamples], or why there is none."""
+    if (why := patients.no_curve(predictions)) is not None:
+        return {"km_calibration": why}
+    curve, observed = outcome_free_at(predictions, patients.curve_times), patients.observed[:, len(patients.horizons) :]
+    figures = km_calibration(curve, observed, patients.curve_times, patients.counts)
+    return {"km_calibration": _or_reason("km_calibration", figures)}
+
+
+def _or_reason(name: str, values: np.ndarray) -> np.ndarray | str:
+    return values if np.isfinite(values[0]) else WHY_NOT[name]
 
 
 def calibration_figures(
@@ -67,20 +96,19 @@ def calibration_figures(
     >>> day, event, survival = np.array([1.0, 3.0, 2.0, 3.0]), np.array([1, 0, 1, 0]), np.array([0.5, 0.5, 0.6, 0.9])
     >>> found = calibration_figures(day, event, survival, 2.0, censoring_distribution(day, event))
     >>> {name: float(found[name][0].round(3)) for name in ("observed", "expected", "oe", "intercept")}
-    {'observed': 0.5, 'expected': 0.375, 'oe': 1.333, 'intercept': 0.609}
+    {'observed': 0.5, 'expected': 0.375, 'oe': 1.333, 'intercept': 0.59}
     """
     check_horizon(t, censoring)
-    at = np.array([float(t)])
     risk = 1.0 - check_survival(np.asarray(survival_at_t)[:, None], np.asarray(duration).size)[:, 0]  # (n,)
     drawn = np.ones((1, risk.size), dtype=np.uint8) if counts is None else counts
-    happened, weight = (x[:, 0] for x in known_outcome(duration, event, at, censoring))  # (n,)
+    happened, weight = (x[:, 0] for x in known_outcome(duration, event, np.array([float(t)]), censoring))  # (n,)
     score = risk_score(risk)
     varies = bool(np.ptp(score) > 0)
     line = np.column_stack([np.ones(risk.size), (score - score.mean()) / (score.std() if varies else 1.0)])  # (n, 2)
     slope = logistic(line, happened, weight, drawn)[:, 1] / score.std() if varies else np.full(len(drawn), np.nan)
     intercept = logistic(line[:, :1], happened, weight, drawn, score)[:, 0]
     design = Spline.of(score)(score)
-    seen = incidence(duration, event, at, drawn)[:, 0] if observed is None else observed
+    seen = incidence(duration, event, np.array([float(t)]), drawn)[:, 0] if observed is None else observed
     expected = _mean(risk, drawn)
     return {
         **_distances(risk, design, logistic(design, happened, weight, drawn), drawn),
@@ -142,10 +170,10 @@ def _distances(risk: np.ndarray, design: np.ndarray, fitted: np.ndarray, counts:
     return dict(zip(("ici", "e50", "e90"), found.T, strict=True))
 
 
-def _quantiles(x: np.ndarray) -> np.ndarray:
-    """``np.quantile(x, [0.5, 0.9])``, without its overhead."""
-    place = (x.size - 1) * np.array([0.5, 0.9])
-    low = place.astype(np.int64)
-    high = np.minimum(low + 1, x.size - 1)
-    x.partition(np.unique([*low, *high]))
-    return np.asarray(x[low] + (place - low) * (x[high] - x[low]))
+def _quantiles(x: np.ndarray) -> tuple[float, float]:
+    """``np.quantile(x, [0.5, 0.9])`` without its overhead; x is reordered."""
+    places = [(x.size - 1) * share for share in (0.5, 0.9)]
+    ends = [(int(place), min(int(place) + 1, x.size - 1)) for place in places]
+    x.partition(sorted({k for pair in ends for k in pair}))
+    half, most = (x[low] + (place - low) * (x[high] - x[low]) for place, (low, high) in zip(places, ends, strict=True))
+    return float(half), float(most)

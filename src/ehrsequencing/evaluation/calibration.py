@@ -1,26 +1,22 @@
-"""Calibration: observed against predicted risk, its slope and intercept, and recalibration of hazard logits."""
+"""Calibration for people to read: observed against predicted risk in groups, and its figures with intervals."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
-from scipy.optimize import minimize
-from scipy.special import expit, logit
+from jaxtyping import Float64, Int64
 
-from ehrsequencing.config import MIN_TUNING_EVENTS
-from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation.compare import LEVEL, resample_counts
-from ehrsequencing.evaluation.metrics import check_survival, known_outcome
-from ehrsequencing.hazards import nll_gradient, softplus
-from ehrsequencing.horizon import check_horizon
+from ehrsequencing.evaluation.agreement import AT_A_TIME, calibration_figures
+from ehrsequencing.evaluation.compare import Evaluation, Scores
+from ehrsequencing.evaluation.evaluated import SurvivalPredictions, outcome_free_at
+from ehrsequencing.evaluation.families import at
+from ehrsequencing.evaluation.incidence import incidence
+from ehrsequencing.evaluation.metrics import check_survival
+from ehrsequencing.evaluation.resampling import LEVEL, Interval, over_seeds, resample_counts
 from ehrsequencing.nonparametric import AalenJohansen, Events, KaplanMeier, check_causes
-from ehrsequencing.timegrid import TimeGrid, truncate
-
-MIN_BIN_EVENTS = 10
-"""Bins with fewer tuning events share one recalibration intercept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +88,7 @@ def _observed(
     if float(duration.max()) < t and KaplanMeier.fit(duration, event).at(t) > 0:
         return np.nan, np.nan, np.nan
     if n_boot > 0 and 0 < risk < 1:
-        risks = _resampled_risk(duration, event, t, resample_counts(duration.size, n_boot, seed)[1:])
+        risks = incidence(duration, event, np.array([float(t)]), resample_counts(duration.size, n_boot, seed)[1:])[:, 0]
         low, high = (float(q) for q in np.nanquantile(risks, [(1 - level) / 2, (1 + level) / 2]))
     return risk, low, high
 
@@ -111,41 +107,50 @@ def _incidence(
     return float(incidence.at(at)[0, 0]), low, high
 
 
-def _resampled_risk(duration: np.ndarray, event: np.ndarray, t: float, counts: np.ndarray) -> np.ndarray:
-    """The outcome's incidence by t on every resample, (B,); NaN where nobody drawn was followed to t."""
-    order = np.argsort(duration, kind="stable")
-    weights = counts[:, order].astype(np.float64)  # (B, n)
-    first = np.unique(duration[order], return_index=True)[1]  # (m,) where each distinct time starts
-    at_risk = np.cumsum(weights[:, ::-1], axis=1)[:, ::-1][:, first]  # (B, m)
-
-    def lost(happened: np.ndarray) -> np.ndarray:
-        events = np.add.reduceat(weights * happened[order], first, axis=1)  # (B, m)
-        return np.divide(events, at_risk, out=np.zeros_like(events), where=at_risk > 0)
-
-    survival = np.cumprod(1.0 - lost(event > 0), axis=1)  # (B, m)
-    before = np.concatenate([np.ones((len(weights), 1)), survival[:, :-1]], axis=1)
-    inside = duration[order][first] <= t  # (m,)
-    followed = (weights * (duration[order] >= t)).sum(axis=1) > 0
-    over = survival[:, np.flatnonzero(inside)[-1]] == 0 if inside.any() else False
-    return np.where(followed | over, (before * lost(event == 1))[:, inside].sum(axis=1), np.nan)
-
-
 @dataclass(frozen=True)
 class CalibrationSummary:
-    """Calibration at a time in four numbers; a perfect model has slope 1, intercept 0 and observed = expected.
+    """Calibration at a time; a perfect model has slope 1, intercept 0 and observed = expected.
 
     Attributes:
-        slope: of the outcome on the logit of the predicted risk; below 1 the predictions are too extreme. NaN where
-            predictions do not differ or separate the outcomes.
-        intercept: with the slope held at 1, the shift of the logit that would make predictions right on average.
-        observed: one minus the Kaplan–Meier estimate of everybody; with competing events Aalen–Johansen.
-        expected: the mean predicted risk.
+        figures: each figure of ``calibration_figures`` with its interval; its value is NaN where it does not exist.
     """
 
-    slope: float
-    intercept: float
-    observed: float
-    expected: float
+    figures: Mapping[str, Interval]
+
+    @classmethod
+    def of(cls, figures: Mapping[str, Float64[np.ndarray, " resamples"]]) -> CalibrationSummary:
+        """From every figure on every resample."""
+        return cls({name: Interval.of(values) for name, values in figures.items()})
+
+    @property
+    def slope(self) -> float:
+        """Of the outcome on the logit of the predicted risk; below 1 the predictions are too extreme."""
+        return self.figures["slope"].value
+
+    @property
+    def intercept(self) -> float:
+        """With the slope held at 1, the shift of the logit that would make predictions right on average."""
+        return self.figures["intercept"].value
+
+    @property
+    def observed(self) -> float:
+        """One minus the Kaplan–Meier estimate of everybody; with competing events Aalen–Johansen."""
+        return self.figures["observed"].value
+
+    @property
+    def expected(self) -> float:
+        """The mean predicted risk."""
+        return self.figures["expected"].value
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """Plain data; a value that does not exist is None."""
+        return {name: _plain(interval) for name, interval in self.figures.items()}
+
+
+def _plain(interval: Interval) -> dict[str, Any]:
+    """JSON has no NaN."""
+    data = interval.to_json()
+    return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in data.items()}
 
 
 def calibration_summary(
@@ -154,37 +159,50 @@ def calibration_summary(
     survival_at_t: Float64[np.ndarray, " n"],
     t: float,
     censoring: KaplanMeier,
+    counts: np.ndarray | None = None,
 ) -> CalibrationSummary:
-    """Logistic recalibration at ``t`` days, patients weighted by the inverse probability of censoring.
+    """``calibration_figures`` at ``t`` days, with intervals where there are ``counts``; errors as there."""
+    return CalibrationSummary.of(calibration_figures(duration, event, survival_at_t, t, censoring, counts))
 
-    Cox (1958), Biometrika 45:562, on the weighted outcome of ``brier_terms``.
+
+def calibration_at_horizons(
+    scores: Scores, predictions: SurvivalPredictions | Sequence[SurvivalPredictions]
+) -> dict[float, CalibrationSummary]:
+    """Calibration of a model, or of its seeds on average, at every horizon that its predictions reach.
+
+    Args:
+        scores: of the family ``calibration``, or of all.
+        predictions: those that were scored.
+    """
+    seeds = [predictions] if isinstance(predictions, SurvivalPredictions) else list(predictions)
+    patients, found = scores.evaluation, {}
+    for place, horizon in enumerate(patients.horizons):
+        if any(patients.no_point(each, horizon) is not None for each in seeds):
+            continue
+        risk = np.stack([1.0 - outcome_free_at(each, np.array([float(horizon)]))[:, 0] for each in seeds], axis=1)
+        more = {"observed": patients.observed[:, place], "expected": over_seeds(patients.means(risk), patients.seed)}
+        none = np.full(len(patients.counts), np.nan)
+        found[horizon] = CalibrationSummary.of(
+            {name: scores.figures.get(at(name, horizon), none) for name in AT_A_TIME} | more
+        )
+    return found
+
+
+def before_after(
+    raw: SurvivalPredictions | Sequence[SurvivalPredictions],
+    final: SurvivalPredictions | Sequence[SurvivalPredictions],
+    evaluation: Evaluation,
+) -> dict[float, dict[str, CalibrationSummary]]:
+    """Calibration ``before`` and ``after`` recalibration at every horizon, on the same patients and resamples.
+
+    Args:
+        raw, final: one model's predictions without and with its recalibration, one a seed.
+        evaluation: of patients who had no part in the recalibration.
 
     Raises:
-        EhrError: t past the longest training duration or Ĝ(t−) < 0.1 (exit 12); survival not in [0, 1] (exit 13).
+        EhrError: rows that do not match the outcome, broken predictions (exit 13).
     """
-    duration, event = check_causes(duration, event)
-    check_horizon(t, censoring)
-    risk = 1.0 - check_survival(survival_at_t[:, None], duration.size)[:, 0]
-    died, weight = (x[:, 0] for x in known_outcome(duration, event, np.array([float(t)]), censoring))  # (n,)
-    score = logit(np.clip(risk, 1e-12, 1 - 1e-12))  # (n,)
-    both = np.column_stack([score, np.ones(score.size)])
-    slope = _logistic(both, np.zeros(score.size), died, weight)[0] if np.ptp(score) > 0 else np.nan
-    intercept = _logistic(both[:, 1:], score, died, weight)[0]
-    observed = _incidence(duration, event, max(int(event.max()), 1), t, LEVEL)[0]
-    return CalibrationSummary(float(slope), float(intercept), observed, float(risk.mean()))
-
-
-def _logistic(x: np.ndarray, offset: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Weighted maximum likelihood, (p,); NaN where it does not exist."""
-
-    def loss(b: np.ndarray) -> tuple[float, np.ndarray]:
-        score = offset + x @ b  # (n,)
-        return float(weight @ (softplus(score) - y * score)) / scale, x.T @ (weight * (expit(score) - y)) / scale
-
-    scale, start = weight.sum(), np.zeros(x.shape[1])
-    if not 0 < weight @ y < scale:
-        return np.full(x.shape[1], np.nan)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"gtol": 1e-10, "ftol": 1e-15})
-    return found.x if np.abs(found.x).max() < 1e3 else np.full(x.shape[1], np.nan)
-
-
+    first, second = (
+        calibration_at_horizons(evaluation.score(each, only=("calibration",)), each) for each in (raw, final)
+    )
+    return {days: {"before": first[days], "after": second[days]} for days in first if days in second}

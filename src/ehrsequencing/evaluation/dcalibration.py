@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 from scipy.stats import chi2
 
+from ehrsequencing.evaluation.evaluated import Evaluated, SurvivalPredictions
 from ehrsequencing.evaluation.metrics import check_survival
 from ehrsequencing.nonparametric import Events, check_outcome
 
@@ -36,6 +37,7 @@ class DCalibration:
             bins, expected being the cumulative hazard −log S that was lived through in the bin. Under a true model the
             differences are martingales, uncorrelated, with the expected events as variance, however patients are
             censored (Hjort 1990, Ann Stat 18:1221): chi-square.
+            NaN under 5 expected events.
         degrees: of freedom of the adjusted statistic: a bin with under 5 expected events joins the next.
     """
 
@@ -51,8 +53,8 @@ class DCalibration:
         return {
             "statistic": self.statistic,
             "p": self.p,
-            "adjusted_statistic": self.adjusted_statistic,
-            "adjusted_p": self.adjusted_p,
+            "adjusted_statistic": self.adjusted_statistic if self.degrees else None,
+            "adjusted_p": self.adjusted_p if self.degrees else None,
             "degrees": self.degrees,
             "bins": self.bins.tolist(),
         }
@@ -85,10 +87,22 @@ def d_calibration(
     bins = bin_shares(happened, survival).mean(axis=0)  # (10,)
     statistic = float(duration.size * BINS * ((bins - 1.0 / BINS) ** 2).sum())
     observed, expected = _pooled(*_events(happened, survival))  # (k,)
-    adjusted = float(((observed - expected) ** 2 / expected).sum())
-    degrees = observed.size
-    p = float(chi2.sf(statistic, BINS - 1))
-    return DCalibration(bins, statistic, p, adjusted, float(chi2.sf(adjusted, degrees)), degrees)
+    adjusted = float(((observed - expected) ** 2 / expected).sum()) if observed.size else np.nan
+    p, adjusted_p = float(chi2.sf(statistic, BINS - 1)), float(chi2.sf(adjusted, observed.size))
+    return DCalibration(bins, statistic, p, adjusted, adjusted_p, observed.size)
+
+
+def check(patients: Evaluated, seeds: Sequence[SurvivalPredictions]) -> dict[str, Any] | str:
+    """D-calibration of a model up to τ, of its seeds the one with the median statistic; or why there is none."""
+    if (patients.event > 1).any() or any(each.cif for each in seeds):
+        return NOT_DEFINED
+    for each in seeds:
+        if (why := patients.no_curve(each)) is not None:
+            return why
+    curves = [(each.survival_at(each.horizon_days), each.horizon_days) for each in seeds]
+    own = [at_own_time(*curve, patients.duration) for curve in curves]
+    found = [d_calibration(patients.duration, patients.event, survival) for survival in own]
+    return sorted(found, key=lambda each: each.statistic)[(len(found) - 1) // 2].to_json()
 
 
 def bin_shares(happened: np.ndarray, survival: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, "n ten"]:
@@ -126,11 +140,6 @@ def at_own_time(
     return np.asarray(steps[row, right - 1] * (1 - share) + steps[row, right] * share)
 
 
-def middle(found: Sequence[DCalibration]) -> DCalibration:
-    """Of a model's seeds the one with the median statistic (of an even number the lower)."""
-    return sorted(found, key=lambda each: each.statistic)[(len(found) - 1) // 2]
-
-
 def _events(happened: np.ndarray, survival: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Observed and expected events in each bin of predicted survival, from the highest, where everybody starts."""
     high = np.arange(BINS, 0, -1) / BINS  # (10,)
@@ -145,5 +154,7 @@ def _pooled(observed: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.
         group[k], held = groups, held + events
         if held >= MIN_EXPECTED:
             groups, held = groups + 1, 0.0
-    group = np.minimum(group, max(groups - 1, 0))
+    if groups == 0:
+        return np.zeros(0), np.zeros(0)
+    group = np.minimum(group, groups - 1)
     return np.bincount(group, observed), np.bincount(group, expected)

@@ -1,4 +1,4 @@
-"""Weighted logistic regressions of one design on every bootstrap resample at once, and the spline they are smooth in."""
+"""Weighted logistic regressions of one design on every resample at once, and the spline they are smooth in."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ class Spline:
         """The spline for these values."""
         low, middle, high = (float(q) for q in np.quantile(x, KNOTS))
         knots = (low, middle, high) if low < middle < high else ()
+        if knots and _straight(_columns(x, knots)):
+            knots = ()
         raw = _columns(x, knots)[:, : 0 if np.ptp(x) == 0 else None]
         return cls(knots, raw.mean(axis=0), raw.std(axis=0))
 
@@ -54,6 +56,12 @@ class Spline:
         """
         columns = (_columns(x, self.knots)[:, : self.centre.size] - self.centre) / self.scale
         return np.column_stack([np.ones_like(x), columns])
+
+
+def _straight(columns: np.ndarray) -> bool:
+    """Whether the two columns are one, but for scale: few distinct values, between which nothing bends."""
+    away = columns - columns.mean(axis=0)
+    return bool(abs(away[:, 0] @ away[:, 1]) >= (1 - 1e-9) * np.prod(np.linalg.norm(away, axis=0)))
 
 
 def _columns(x: np.ndarray, knots: tuple[float, ...]) -> np.ndarray:
@@ -103,8 +111,8 @@ def logistic(
 def probability(linear: np.ndarray) -> np.ndarray:
     """The inverse logit, in the place of its argument: three passes over one buffer.
 
-    >>> probability(np.array([0.0, -800.0, np.nan]))
-    array([5.e-001, 9.e-305, nan])
+    >>> probability(np.array([0.0, np.log(3.0), np.nan]))
+    array([0.5 , 0.75,  nan])
     """
     np.negative(linear, out=linear)
     np.minimum(linear, 700.0, out=linear)
