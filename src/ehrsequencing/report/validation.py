@@ -10,17 +10,17 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from ehrsequencing.cohort.attrition import cell
+from ehrsequencing.cohort.words import in_days
 from ehrsequencing.config import MIN_CELL
 from ehrsequencing.files import staged_file
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.report import courses, figures
 from ehrsequencing.report.contents import Interval
-from ehrsequencing.report.patients import calibrate, risk_thirds
 from ehrsequencing.report.formats import estimate, limits
 from ehrsequencing.report.measures import metric_name
+from ehrsequencing.report.patients import calibrate, risk_thirds
 from ehrsequencing.report.render import REPORT, template
 from ehrsequencing.report.suppression import events_cell
-from ehrsequencing.report.words import in_days
 from ehrsequencing.timegrid import truncate
 
 SHOWN_CODES = 15
