@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation import families
+from ehrsequencing.evaluation import agreement, dcalibration, families
 from ehrsequencing.evaluation.evaluated import Evaluated as Evaluated
 from ehrsequencing.evaluation.evaluated import SurvivalPredictions as SurvivalPredictions
 from ehrsequencing.evaluation.evaluated import outcome_free_at as outcome_free_at
@@ -22,9 +23,14 @@ from ehrsequencing.nonparametric import Events
 FAMILIES: Mapping[str, Family] = {
     "concordance": families.concordance,
     "errors": families.errors,
-    "calibration": families.calibration,
+    "calibration": agreement.calibration,
+    "whole_curve": agreement.whole_curve,
 }
 """What a model is scored by: a function of the evaluated patients and one seed's predictions a family of figures."""
+CHECKS: Mapping[str, Callable[[Evaluated, Sequence[SurvivalPredictions]], Mapping[str, Any] | str]] = {
+    "d_calibration": dcalibration.check,
+}
+"""What is reported of a model's seeds and never decides anything: plain data, or why there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +40,14 @@ class Scores:
     Attributes:
         evaluation: where they were made; only scores of the same one can be compared.
         figures: metric → float64[1 + resamples].
-        not_computed: metric → why the predictions do not allow it.
+        not_computed: metric or check → why the predictions do not allow it.
+        checks: goodness-of-fit tests and the like, of everybody: plain data.
     """
 
     evaluation: Evaluation
     figures: Mapping[str, Float64[np.ndarray, " resamples"]]
     not_computed: Mapping[str, str]
+    checks: Mapping[str, Any] = field(default_factory=dict)
 
     def intervals(self, level: float = LEVEL) -> dict[str, Interval]:
         """metric → value with interval."""
@@ -75,7 +83,9 @@ class Evaluation(Evaluated):
             for name in found[0]
             if name not in missing
         }
-        return Scores(self, figures, missing)
+        checks = {name: check(self, seeds) for name, check in CHECKS.items()} if "calibration" in only else {}
+        missing |= {name: why for name, why in checks.items() if isinstance(why, str)}
+        return Scores(self, figures, missing, {name: data for name, data in checks.items() if name not in missing})
 
 
 def evaluate(

@@ -12,6 +12,7 @@ from jaxtyping import Float64, Int64, UInt8
 
 from ehrsequencing.config import CURVE_POINTS, MIN_CURVE_POINTS
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.evaluation.incidence import incidence
 from ehrsequencing.evaluation.resampling import resample_counts
 from ehrsequencing.horizon import check_horizon
 from ehrsequencing.nonparametric import AalenJohansen, Events, KaplanMeier, censoring_distribution
@@ -130,6 +131,12 @@ class Evaluated:
     def curve_times(self) -> Float64[np.ndarray, " points"]:
         """The 100 equal points on (0, τ] at which errors are integrated."""
         return np.linspace(0.0, self.tau, CURVE_POINTS + 1)[1:]
+
+    @cached_property
+    def observed(self) -> Float64[np.ndarray, "resamples times"]:
+        """The outcome's observed incidence on every resample: at the ``horizons``, then at the ``curve_times``."""
+        times = np.concatenate([np.array(self.horizons, dtype=np.float64), self.curve_times])
+        return incidence(self.duration, self.event, times, self.counts)
 
     def check_rows(self, seeds: Sequence[SurvivalPredictions]) -> None:
         """Refuse predictions whose rows are not the evaluated ones, in their order (EhrError, exit 13)."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ehrsequencing.evaluation.agreement import calibration_index
 from ehrsequencing.evaluation.evaluated import Evaluated, SurvivalPredictions, outcome_free_at
 from ehrsequencing.evaluation.metrics import (
     PAIRS_AT_ONCE,
@@ -68,18 +67,6 @@ def errors(patients: Evaluated, predictions: SurvivalPredictions) -> Figures:
     if not terms:
         return reasons
     return dict(zip(terms, patients.means(np.stack(list(terms.values()), axis=1)), strict=True)) | reasons
-
-
-def calibration(patients: Evaluated, predictions: SurvivalPredictions) -> Figures:
-    """``ici@<days>``, where there is a prediction at the horizon."""
-    figures = {}
-    for horizon in patients.horizons:
-        if patients.no_point(predictions, horizon) is None:
-            free = outcome_free_at(predictions, np.array([horizon]))[:, 0]  # (n,)
-            outcome = (patients.duration, patients.event, free, horizon, patients.censoring)
-            parts = [calibration_index(*outcome, weights) for weights in patients.weights()]
-            figures[at("ici", horizon)] = np.concatenate(parts)
-    return figures
 
 
 def _pair_sums(patients: Evaluated, score: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -26,9 +26,12 @@ MARKED_DIFFERENCE = 0.10
 CALIBRATION = {
     "slope": "calibration slope (1 is right; below, predictions are too extreme)",
     "intercept": "calibration intercept (0 is right; below, risks are too high)",
-    "ratio": "observed / expected risk (1 is right)",
+    "oe": "observed / expected risk (1 is right)",
     "observed": "observed risk",
     "expected": "expected (mean predicted) risk",
+    "ici": "ICI: mean distance between predicted and smoothed observed risk",
+    "e50": "E50: median of that distance",
+    "e90": "E90: its 90th percentile",
 }
 QUARTILES = {
     "follow_up_days": "follow-up, days: median (quartiles)",

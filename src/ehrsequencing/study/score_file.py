@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from ehrsequencing.cohort import Cohort
 from ehrsequencing.cohort.attrition import suppress
 from ehrsequencing.config import TRAIN
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation.calibration import CalibrationSummary, calibration_summary
-from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Interval, evaluate, ici_name, outcome_free_at
-from ehrsequencing.nonparametric import censoring_distribution
+from ehrsequencing.evaluation.calibration import CalibrationSummary, calibration_at_horizons
+from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Evaluation, Interval
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.study.data import training_grid
 from ehrsequencing.timegrid import TimeGrid, truncate
@@ -71,7 +70,7 @@ class FileScores:
             **facts,
             "events": dict(self.events),
             "metrics": {name: interval.to_json() for name, interval in self.figures.items()},
-            "calibration": {f"{days:.10g}": _plain(found) for days, found in self.calibration.items()},
+            "calibration": {f"{days:.10g}": found.to_json() for days, found in self.calibration.items()},
             "interval": INTERVAL_MEANING,
         }
 
@@ -83,10 +82,6 @@ def _said(days: float, found: CalibrationSummary) -> str:
         f"  calibration at {days:g} days: slope {slope}, observed {found.observed:.4f}, expected {found.expected:.4f}, "
         f"observed/expected {ratio}"
     )
-
-
-def _plain(found: CalibrationSummary) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in asdict(found).items()}
 
 
 def evaluate_file(
@@ -127,27 +122,21 @@ def _score(
     train = known.table.filter(pl.col("split") == TRAIN)
     learned = train["duration"].to_numpy(), train["event"].to_numpy()
     duration, event = truncate(shared["duration"].to_numpy(), shared["event"].to_numpy(), facts.tau)
-    wanted = tuple(horizons) or (facts.tau,)
-    figures = evaluate(
-        rows,
+    evaluation = Evaluation.of(
         duration,
         event,
         train_duration=learned[0],
         train_event=learned[1],
         tau=facts.tau,
-        horizons=wanted,
+        horizons=tuple(horizons) or (facts.tau,),
         n_boot=bootstrap,
         subject_id=shared["subject_id"].to_numpy(),
     )
-    censoring = censoring_distribution(*learned)
-    calibration = {
-        days: calibration_summary(duration, event, outcome_free_at(rows, np.array([days]))[:, 0], days, censoring)
-        for days in wanted
-        if ici_name(days) in figures
-    }
+    scores = evaluation.score(rows)
+    calibration = calibration_at_horizons(scores, rows)
     events = {cause: int((event == number).sum()) for number, cause in enumerate(known.task.causes, start=1)}
     patients = shared["subject_id"].n_unique()
-    return replace(facts, figures=figures, patients=patients, events=events, calibration=calibration)
+    return replace(facts, figures=scores.intervals(), patients=patients, events=events, calibration=calibration)
 
 
 def _tau(cohort: Cohort, grid: Path) -> float:
