@@ -112,7 +112,7 @@ def test_one_step_at_a_time_from_records_to_figures(ehrseq, dataset, tmp_path):
     assert err == f"next: ehrseq evaluate {tmp_path / 'p.parquet'} {tmp_path / 'cohort'}\n"
     code, out, _ = ehrseq("evaluate", tmp_path / "p.parquet", tmp_path / "cohort", "--bootstrap", 50)
     assert code == 0
-    for figure in ("harrell_c", "uno_c", "ibs", "brier@1826"):
+    for figure in ("Harrell C", "Uno C", "IBS", "Brier score at 5 years"):
         assert figure in out
     found = document(ehrseq("evaluate", tmp_path / "p.parquet", tmp_path / "cohort", "--bootstrap", 50, "--json"))
     uno = found["metrics"]["uno_c"]

@@ -165,14 +165,14 @@ def _bundle_rows(
         if name == WIDE:
             continue
         blended = name == blend_name(strategy.name)
+        about = rows, data.grid, name, data.cohort_fingerprint, data.causes
         yield Scored(
             model=name,
             kind=strategy.kind,
             why=f"{strategy.name} and wide, hazard logits blended on tuning" if blended else strategy.why,
             seed=seed,
-            predictions=to_predictions(
-                row.logits(logits[at], wide), rows, data.grid, name, data.cohort_fingerprint, data.causes
-            ),
+            predictions=to_predictions(row.logits(logits[at], wide), *about),
+            raw=None if row.unchanged else to_predictions(row.unadjusted.logits(logits[at], wide), *about),
             seconds=seconds,
             trainable=counts["trainable"] + (bundle.wide.n_parameters if blended else 0),
             total=counts["total"] + (bundle.wide.n_parameters if blended else 0),
@@ -197,13 +197,15 @@ def _one_simple(
     work.progress(Tick(name, 0, 1))
     fitted = wide_fit if name == WIDE else baseline.fit(data, seed)
     work.progress(Tick(name, 1, 1, f"fitted in {fitted.seconds:.1f} s"))
-    predictions, note = _calibrated(data, at, name, fitted)
+    raw = _as_fitted(data, at, name, fitted)
+    predictions, note = _calibrated(data, at, raw, fitted)
     yield Scored(
         model=name,
         kind="baseline",
         why=baseline.why,
         seed=seed,
         predictions=predictions,
+        raw=None if predictions is raw else raw,
         seconds=fitted.seconds,
         trainable=fitted.n_parameters,
         total=fitted.n_parameters,
@@ -211,11 +213,9 @@ def _one_simple(
     )
 
 
-def _calibrated(
-    data: SurvivalData, at: Int64[np.ndarray, " m"], name: str, fitted: Fitted
-) -> tuple[Predictions, tuple[str, ...]]:
-    """A simple model's held-out predictions, recalibrated on tuning as strategies are; one curve for all stays."""
-    raw = Predictions(
+def _as_fitted(data: SurvivalData, at: Int64[np.ndarray, " m"], name: str, fitted: Fitted) -> Predictions:
+    """A simple model's held-out predictions before any recalibration."""
+    return Predictions(
         subject_id=data.rows["subject_id"].to_numpy()[at],
         prediction_time=data.rows["prediction_time"].to_numpy()[at],
         risk=fitted.risk[at],
@@ -225,6 +225,12 @@ def _calibrated(
         model=name,
         cif={} if fitted.cif is None else {cause: fitted.cif[at, :, r] for r, cause in enumerate(data.causes)},
     )
+
+
+def _calibrated(
+    data: SurvivalData, at: Int64[np.ndarray, " m"], raw: Predictions, fitted: Fitted
+) -> tuple[Predictions, tuple[str, ...]]:
+    """``raw`` recalibrated on tuning as strategies are; one curve for all stays as it is."""
     if np.ptp(fitted.risk) == 0:
         return raw, ()
     curves = fitted.survival if fitted.cif is None else fitted.cif
@@ -232,7 +238,7 @@ def _calibrated(
     row = calibrated_row(data, 0.0, logits, logits)
     if row.unchanged:
         return raw, ()
-    about = name, data.cohort_fingerprint, data.causes
+    about = raw.model, data.cohort_fingerprint, data.causes
     return to_predictions(row.logits(None, logits[at]), data.rows[at], data.grid, *about), row.notes
 
 
