@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from ehrsequencing.config import TaskConfig, parse
 from ehrsequencing.errors import EhrError, Exit, nearest
-from ehrsequencing.evaluation.calibration import Recalibration
+from ehrsequencing.evaluation.recalibration import Recalibration
 from ehrsequencing.events import rank_hash
 from ehrsequencing.features import FeatureSpec
 from ehrsequencing.files import staged, write_json

@@ -21,7 +21,7 @@ from ehrsequencing.inference import to_predictions
 from ehrsequencing.models.strategies import STRATEGIES, Strategy
 from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.predictions import Predictions
-from ehrsequencing.report.patients import TRAJECTORIES
+from ehrsequencing.report.inputs import TRAJECTORIES
 from ehrsequencing.study.assemble import WIDE, blend_name, calibrated_row, make_bundle
 from ehrsequencing.study.data import Division, Prepared, prepare, pretraining_records
 from ehrsequencing.study.kept import Kept, Scored

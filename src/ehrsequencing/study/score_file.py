@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from ehrsequencing.cohort import Cohort
 from ehrsequencing.cohort.attrition import suppress
 from ehrsequencing.config import TRAIN
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation.calibration import CalibrationSummary, calibration_summary
-from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Evaluation, Interval, Scores, ici_name, outcome_free_at
+from ehrsequencing.evaluation.calibration import CalibrationSummary, calibration_at_horizons
+from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Interval, Scores
 from ehrsequencing.files import refuse_unwritable, staged, write_json
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.report import write_report
-from ehrsequencing.report.render import metric_name
+from ehrsequencing.report.measures import metric_name
+from ehrsequencing.report.words import in_days
 from ehrsequencing.study.data import training_grid
 from ehrsequencing.study.document import (
     COMPARISON,
@@ -95,7 +95,7 @@ class FileScores:
             **facts,
             "events": dict(self.events),
             "metrics": _plain_figures(self.figures),
-            "calibration": {f"{days:.10g}": _plain(found) for days, found in self.calibration.items()},
+            "calibration": {f"{days:.10g}": found.to_json() for days, found in self.calibration.items()},
             "not_computed": dict(self.not_computed),
             "differences": [dict(each) for each in self.differences],
             "others": {model: _plain_figures(figures) for model, figures in self.others.items()},
@@ -123,16 +123,7 @@ def _difference_lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _said(days: float, found: CalibrationSummary) -> str:
-    ratio = f"{found.observed / found.expected:.3f}" if found.expected > 0 else "undefined"
-    slope = f"{found.slope:.3f}" if math.isfinite(found.slope) else "none (constant or separating predictions)"
-    return (
-        f"  calibration at {days:g} days: slope {slope}, observed {found.observed:.4f}, expected {found.expected:.4f}, "
-        f"observed/expected {ratio}"
-    )
-
-
-def _plain(found: CalibrationSummary) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in asdict(found).items()}
+    return f"  by {in_days(days)}: observed risk {found.observed:.4f}, expected {found.expected:.4f}"
 
 
 def evaluate_file(
@@ -212,20 +203,11 @@ def _found(
         figures,
         patients=scene.rows["subject_id"].n_unique(),
         events=events,
-        calibration={
-            days: _calibration(evaluation, models[0].predictions[0], days)
-            for days in scene.horizons
-            if ici_name(days) in figures
-        },
+        calibration=calibration_at_horizons(own, models[0].predictions),
         not_computed=own.not_computed,
         differences=pairs,
         others={model.name: scores[model.name].intervals() for model in models[1:]},
     )
-
-
-def _calibration(evaluation: Evaluation, predictions: Predictions, days: float) -> CalibrationSummary:
-    free = outcome_free_at(predictions, np.array([days]))[:, 0]
-    return calibration_summary(evaluation.duration, evaluation.event, free, days, evaluation.censoring)
 
 
 def _reported(
