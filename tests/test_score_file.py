@@ -90,8 +90,8 @@ def test_figures_of_the_outcome_with_calibration_and_causes(place: tuple[Path, P
     text = found.text()
     assert "200 of 200 rows (100 patients) of 'held_out'" in text
     assert "competing events are no censoring" in text
-    assert "calibration at 400 days: slope" in text
-    assert "observed/expected" in text
+    assert "Slope at 400 days" in text
+    assert "by 400 days: observed risk" in text
     assert found.to_json()["calibration"]["1000"]["intercept"] is not None
     assert found.figures["ici@400"].low is not None
 

@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 
 from ehrsequencing.cohort import Cohort
-from ehrsequencing.config import HELD_OUT, TRAIN, TUNING, StudyConfig
+from ehrsequencing.config import DAYS_PER_YEAR, HELD_OUT, TRAIN, TUNING, StudyConfig
 from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Scores
+from ehrsequencing.evaluation.sample_size import check
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.study.data import Division, fold_numbers
 from ehrsequencing.study.document import KINDS, Judged, Model, default_horizons, differences, document, too_few
@@ -92,6 +93,7 @@ def compare(
         "split": OUT_OF_FOLD if pooled else HELD_OUT,
         "folds": study.folds,
         **_learning_counts(cohort.table, tau, pooled),
+        "sample_size": _sample_size(judged, facts.get("n_features")),
         "interval": f"{INTERVAL_MEANING} {POOLED if pooled else ONE_SPLIT}",
         **facts,
         "warnings": [*too_few(judged.events), *facts.get("warnings", [])],
@@ -125,6 +127,24 @@ def _learning_counts(table: pl.DataFrame, tau: float, pooled: bool) -> dict[str,
         part = seen.filter(pl.col("split") == split)
         counts |= {f"n_{split}": part.height, f"events_{split}": int(part["event"].sum())}
     return counts
+
+
+def _sample_size(judged: Judged, parameters: int | None) -> dict[str, Any]:
+    """Riley's criteria for those who were learned from, and the precision that those who are judged allow.
+
+    Out of fold everybody is judged, and learned from in all folds but one.
+    """
+    table = judged.cohort.table
+    learned = table if judged.stratum is not None else table.filter(pl.col("split") != HELD_OUT)
+    duration = learned["duration"].to_numpy()
+    return check(
+        learned.height,
+        int(((learned["event"] == 1) & (learned["duration"] <= judged.tau)).sum()),
+        mean_followup_years=float(np.minimum(duration, judged.tau).mean()) / DAYS_PER_YEAR,
+        horizon_years=judged.tau / DAYS_PER_YEAR,
+        parameters=parameters,
+        evaluated=(judged.rows.height, judged.events),
+    )
 
 
 def best_simple(models: Sequence[Model], scores: Mapping[str, Scores]) -> str | None:

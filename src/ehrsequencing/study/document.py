@@ -15,6 +15,7 @@ from jaxtyping import Int64
 
 from ehrsequencing.cohort import Cohort
 from ehrsequencing.config import DAYS_PER_YEAR, MIN_TRAIN_EVENTS
+from ehrsequencing.evaluation.causes import cause_figures
 from ehrsequencing.evaluation.compare import Evaluation, Scores, paired_difference
 from ehrsequencing.predictions import Predictions
 
@@ -65,18 +66,21 @@ class Judged:
     @cached_property
     def evaluation(self) -> Evaluation:
         """What every model is scored by."""
-        return Evaluation.of(
-            self.rows["duration"].to_numpy(),
-            self.rows["event"].to_numpy(),
-            train_duration=self.fitted_on["duration"].to_numpy(),
-            train_event=self.fitted_on["event"].to_numpy(),
-            tau=self.tau,
-            horizons=self.horizons,
-            n_boot=self.n_boot,
-            seed=self.seed,
-            subject_id=self.rows["subject_id"].to_numpy(),
-            stratum=self.stratum,
-        )
+        return Evaluation.of(self.rows["duration"].to_numpy(), self.rows["event"].to_numpy(), **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All that an evaluation of these rows is told beside their outcome."""
+        return {
+            "train_duration": self.fitted_on["duration"].to_numpy(),
+            "train_event": self.fitted_on["event"].to_numpy(),
+            "tau": self.tau,
+            "horizons": self.horizons,
+            "n_boot": self.n_boot,
+            "seed": self.seed,
+            "subject_id": self.rows["subject_id"].to_numpy(),
+            "stratum": self.stratum,
+        }
 
     @property
     def events(self) -> int:
@@ -106,8 +110,20 @@ def document(judged: Judged, models: Sequence[Model], scores: Mapping[str, Score
         "tau": judged.tau,
         "cohort_fingerprint": judged.cohort.fingerprint,
         "rows": [_row(model, scores[model.name]) for model in models],
+        "cause_figures": _cause_figures(judged, models),
         "python": platform.python_version(),
     }
+
+
+def _cause_figures(judged: Judged, models: Sequence[Model]) -> dict[str, list[dict[str, Any]]]:
+    """Every model's figures of each competing cause."""
+    causes, options = judged.cohort.task.causes, judged.options
+    if len(causes) == 1:
+        return {}
+    predictions = {model.name: model.predictions for model in models}
+    return cause_figures(
+        causes, predictions, judged.rows["duration"].to_numpy(), judged.rows["event"].to_numpy(), **options
+    )
 
 
 def cause_counts(causes: Sequence[str], event: Int64[np.ndarray, " n"]) -> dict[str, int]:
@@ -138,6 +154,7 @@ def _row(model: Model, scores: Scores) -> dict[str, Any]:
         "alpha": model.alpha,
         "notes": list(model.notes),
         "metrics": {name: interval.to_json() for name, interval in scores.intervals().items()},
+        "checks": dict(scores.checks),
         "not_computed": dict(scores.not_computed),
     }
 

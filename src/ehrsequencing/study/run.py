@@ -194,7 +194,11 @@ def _fit_all(
         found, prepared = fit_division(work, part, scene.cohort_of(part), scene.tau)
         scored += found
         grids[part.tag] = prepared.data.grid
-        tokens = {"tokens": prepared.data.tokens.stats, "token_fingerprint": prepared.data.tokens.fingerprint}
+        tokens = {
+            "tokens": prepared.data.tokens.stats,
+            "token_fingerprint": prepared.data.tokens.fingerprint,
+            "n_features": len(prepared.features.names),
+        }
     return scored, grids, tokens
 
 
