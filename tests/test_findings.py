@@ -1,5 +1,7 @@
 """The headline, sentence by sentence: every rule of the table, calibration, and how little data can tell."""
 
+# ruff: noqa: E501  (whole sentences, as the page has them)
+
 from __future__ import annotations
 
 from typing import Any

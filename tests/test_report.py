@@ -14,10 +14,29 @@ import numpy as np
 import polars as pl
 import pytest
 from lifelines import AalenJohansenFitter
+
+from ehrsequencing.cohort.attrition import suppress_attrition
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.predictions import Predictions
+from ehrsequencing.report import (
+    courses,
+    figures,
+    read_inputs,
+    readme_figure,
+    render,
+    write_report,
+    write_report_from,
+)
+from ehrsequencing.report.contents import Interval, Row, Run
+from ehrsequencing.report.drawing import COLORS, PALETTE, color
+from ehrsequencing.report.gallery import FIGURES
+from ehrsequencing.report.inputs import read_runs
+from ehrsequencing.report.patients import risk_thirds
+from ehrsequencing.report.summary import ABSENT
+from ehrsequencing.report.summary import summarise_folder as summarise
+from ehrsequencing.report.tripod import ITEMS, answers
 from report_study import (
-    ATTRIBUTIONS,
     ROWS,
-    SUBGROUPS,
     Fake,
     Page,
     history,
@@ -27,29 +46,6 @@ from report_study import (
     write_study,
     write_trajectories,
 )
-
-from ehrsequencing.cohort.attrition import suppress_attrition
-from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.predictions import Predictions
-from ehrsequencing.report import (
-    bars,
-    courses,
-    figures,
-    read_inputs,
-    readme_figure,
-    render,
-    write_report,
-    write_report_from,
-)
-from ehrsequencing.report.contents import CodeEffect, Interval, Row, Run, Subgroup
-from ehrsequencing.report.drawing import COLORS, PALETTE, color
-from ehrsequencing.report.flow import flow
-from ehrsequencing.report.gallery import FIGURES
-from ehrsequencing.report.inputs import read_runs
-from ehrsequencing.report.patients import risk_thirds
-from ehrsequencing.report.summary import ABSENT
-from ehrsequencing.report.summary import summarise_folder as summarise
-from ehrsequencing.report.tripod import ITEMS, answers
 
 
 def page_of(folder: Path) -> tuple[str, Page]:

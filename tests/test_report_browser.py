@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_study import Fake, write_competing, write_lone, write_study, write_trajectories
 
 from ehrsequencing.report import write_report
+from report_study import Fake, write_competing, write_lone, write_study, write_trajectories
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 REASON = (

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ehrsequencing.cohort.attrition import cell
+from ehrsequencing.cohort.words import in_days
 from ehrsequencing.config import MIN_CELL
 from ehrsequencing.report.contents import Attributions, CodeEffect, Explained, ExplainedVisit
-from ehrsequencing.report.words import in_days
 
 MOST_CODES, MOST_EXAMPLES, MOST_VISITS, CODES_A_VISIT = 20, 4, 6, 5
 

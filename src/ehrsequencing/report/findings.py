@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ehrsequencing.cohort.attrition import cell
+from ehrsequencing.cohort.words import in_days
 from ehrsequencing.report.contents import Difference, Interval, Row
 from ehrsequencing.report.suppression import events_cell
 from ehrsequencing.report.verdicts import contest_of, estimated, named, signed, verdict
-from ehrsequencing.report.words import in_days
 
 WIDE_INTERVAL = 0.1
 """An interval of Uno C wider than this is said to tell little."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from ehrsequencing.cohort.words import in_days
 from ehrsequencing.report import bars, courses, figures, lines, numbers
 from ehrsequencing.report.contents import Summary
 from ehrsequencing.report.findings import best_of
 from ehrsequencing.report.flow import flow
 from ehrsequencing.report.numbers import Numbers
-from ehrsequencing.report.words import in_days
 
 
 @dataclass(frozen=True)

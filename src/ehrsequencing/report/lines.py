@@ -10,9 +10,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ehrsequencing.cohort.words import in_days
 from ehrsequencing.report.drawing import FAINT, INK, OTHER_COLORS, PERCENT, RULE, STYLE, WIDTH, color, inline, time_unit
 from ehrsequencing.report.series import Decision, Examples, OverTime
-from ehrsequencing.report.words import in_days
 
 DASHES: tuple[object, ...] = ("solid", (0, (5, 1.5)), (0, (1, 1.2)))
 """One a model, in order, so that lines are told apart without color."""

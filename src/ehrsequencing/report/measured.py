@@ -13,6 +13,7 @@ from ehrsequencing.evaluation.calibration import calibration_summary
 from ehrsequencing.evaluation.compare import outcome_free_at
 from ehrsequencing.evaluation.decision import default_thresholds, net_benefit
 from ehrsequencing.evaluation.metrics import brier_terms
+from ehrsequencing.evaluation.smooth import smooth_calibration
 from ehrsequencing.nonparametric import AalenJohansen, KaplanMeier
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.report.patients import Learned, Shown, calibrate
@@ -60,7 +61,10 @@ def calibrations(models: Sequence[Shown], horizons: Sequence[float], censoring: 
 
 def _smooth(each: Shown, horizon: float, censoring: KaplanMeier) -> Smooth | None:
     """None where no smooth exists."""
-    return None
+    free = each.free_at(np.array([horizon]))[:, 0]  # (n,)
+    subjects = each.predictions.subject_id
+    found = smooth_calibration(each.duration, each.event, free, horizon, censoring, RESAMPLES, subject_id=subjects)
+    return Smooth(found.predicted, found.observed, found.low, found.high) if found.predicted.size > 1 else None
 
 
 def recalibrations(models: Sequence[Shown], horizon: float, censoring: KaplanMeier) -> tuple[Recalibrated, ...]:

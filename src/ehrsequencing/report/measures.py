@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ehrsequencing.cohort.words import in_days
 from ehrsequencing.report.contents import Row
-from ehrsequencing.report.words import in_days
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ehrsequencing.cohort import Cohort
+from ehrsequencing.cohort.words import in_days
 from ehrsequencing.config import MIN_CELL
 from ehrsequencing.nonparametric import KaplanMeier
 from ehrsequencing.report.contents import Source
-from ehrsequencing.report.words import in_days
 
 
 def provenance(data: Mapping[str, Any], study: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

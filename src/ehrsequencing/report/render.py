@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from ehrsequencing.cohort.words import in_days, read_in_words, task_in_words
 from ehrsequencing.config import MIN_CELL
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.files import staged_file
@@ -22,7 +23,6 @@ from ehrsequencing.report.inputs import Inputs, read_inputs
 from ehrsequencing.report.measures import meanings, metric_name, others, tables
 from ehrsequencing.report.summary import summarise, summarise_folder
 from ehrsequencing.report.tripod import answers, tally
-from ehrsequencing.report.words import in_days, read_in_words, task_in_words
 
 REPORT = "report.html"
 KIND_NAMES = {

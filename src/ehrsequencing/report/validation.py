@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from ehrsequencing.cohort.attrition import cell
+from ehrsequencing.cohort.words import in_days
 from ehrsequencing.config import MIN_CELL
 from ehrsequencing.files import staged_file
 from ehrsequencing.predictions import Predictions
@@ -20,7 +21,6 @@ from ehrsequencing.report.measures import metric_name
 from ehrsequencing.report.patients import calibrate, risk_thirds
 from ehrsequencing.report.render import REPORT, template
 from ehrsequencing.report.suppression import events_cell
-from ehrsequencing.report.words import in_days
 from ehrsequencing.timegrid import truncate
 
 SHOWN_CODES = 15
