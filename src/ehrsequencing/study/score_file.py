@@ -13,6 +13,7 @@ import polars as pl
 
 from ehrsequencing.cohort import Cohort
 from ehrsequencing.cohort.attrition import suppress
+from ehrsequencing.cohort.words import in_days
 from ehrsequencing.config import TRAIN
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.calibration import CalibrationSummary, calibration_at_horizons
@@ -21,7 +22,6 @@ from ehrsequencing.files import refuse_unwritable, staged, write_json
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.report import write_report
 from ehrsequencing.report.measures import metric_name
-from ehrsequencing.report.words import in_days
 from ehrsequencing.study.data import training_grid
 from ehrsequencing.study.document import (
     COMPARISON,
