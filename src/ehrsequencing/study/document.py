@@ -17,6 +17,7 @@ from ehrsequencing.cohort import Cohort
 from ehrsequencing.config import DAYS_PER_YEAR, MIN_TRAIN_EVENTS
 from ehrsequencing.evaluation.causes import cause_figures
 from ehrsequencing.evaluation.compare import Evaluation, Scores, paired_difference
+from ehrsequencing.evaluation.subgroups import score_subgroups
 from ehrsequencing.predictions import Predictions
 
 COMPARISON, PREDICTIONS, RAW = "comparison.json", "predictions", "raw"
@@ -24,6 +25,8 @@ KINDS = ("oracle", "strategy", "control", "baseline", "predictions")
 """What a row is, in the order in which rows are told; ``predictions``: somebody's file, whoever made it."""
 COMPARED = ("uno_c", "ibs")
 """Metrics of the paired differences."""
+SUBGROUP_RESAMPLES = 500
+"""Resamples of a subgroup's figures, at most: there are many subgroups."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,34 @@ def document(judged: Judged, models: Sequence[Model], scores: Mapping[str, Score
         "cohort_fingerprint": judged.cohort.fingerprint,
         "rows": [_row(model, scores[model.name]) for model in models],
         "cause_figures": _cause_figures(judged, models),
+        "subgroups": _subgroups(judged, shown_models(models, scores)),
         "python": platform.python_version(),
     }
+
+
+def shown_models(models: Sequence[Model], scores: Mapping[str, Scores]) -> list[Model]:
+    """Those that are looked at closely: the best of each kind by Uno's C, blends apart, and every file given."""
+    found: dict[tuple[str, bool], Model] = {}
+    for model in models:
+        kind = (model.kind, "+" in model.name)
+        if kind[0] in ("strategy", "baseline") and (kind not in found or _c(scores, model) > _c(scores, found[kind])):
+            found[kind] = model
+    return [*found.values(), *(model for model in models if model.kind == "predictions")]
+
+
+def _c(scores: Mapping[str, Scores], model: Model) -> float:
+    return float(scores[model.name].figures["uno_c"][0])
+
+
+def _subgroups(judged: Judged, models: Sequence[Model]) -> list[dict[str, Any]]:
+    """Figures told apart by sex, age and what the task names, where the cohort has them."""
+    if judged.cohort.subgroups is None:
+        return []
+    keys = ["subject_id", "prediction_time"]
+    groups = judged.rows.select(keys).join(judged.cohort.subgroups, on=keys, how="left", maintain_order="left")
+    labels = {name: groups[name].to_list() for name in groups.columns if name not in keys}
+    predictions = {model.name: list(model.predictions) for model in models}
+    return score_subgroups(judged.evaluation, predictions, labels, n_boot=min(judged.n_boot, SUBGROUP_RESAMPLES))
 
 
 def _cause_figures(judged: Judged, models: Sequence[Model]) -> dict[str, list[dict[str, Any]]]:
