@@ -10,13 +10,15 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from ehrsequencing.attribution.explain import explain_rows
+from ehrsequencing.attribution.writing import JSON_FILE as ATTRIBUTIONS
 from ehrsequencing.baselines import BASELINES, Fitted
 from ehrsequencing.batches import SurvivalData, VisitData
 from ehrsequencing.bundle import ENCODER_MARKER, Bundle, Encoder
 from ehrsequencing.cohort import Cohort
 from ehrsequencing.config import HELD_OUT, StudyConfig, TaskConfig
 from ehrsequencing.events import MedsDataset
-from ehrsequencing.files import staged_file
+from ehrsequencing.files import staged_file, write_json
 from ehrsequencing.inference import to_predictions
 from ehrsequencing.models.strategies import STRATEGIES, Strategy
 from ehrsequencing.models.wide import RidgeHazard
@@ -61,6 +63,7 @@ def fit_division(work: Workplace, division: Division, cohort: Cohort, tau: float
             scored += work.kept.scored(f"{strategy.name}-{seed}{division.tag}", fit)
     if prepared.data.visits is not None:
         _write_trajectories(work, division, prepared.data.visits)
+    _write_attributions(work, division, prepared.data)
     return scored, prepared
 
 
@@ -73,15 +76,30 @@ def _encoder(work: Workplace, division: Division) -> Encoder:
     return Encoder.load(folder)
 
 
-def _write_trajectories(work: Workplace, division: Division, visits: VisitData) -> None:
-    """Example patients of the best strategy; of the first division, where there are several."""
+def _best_bundle(work: Workplace, division: Division) -> Bundle | None:
+    """The best strategy's, of the first seed."""
     names = [name for name in work.study.strategies if STRATEGIES[name].kind == "strategy"]
     seed = work.study.seeds[0]
-    best = best_bundle([work.kept.result / "models" / f"{name}-{seed}{division.tag}" for name in names])
+    return best_bundle([work.kept.result / "models" / f"{name}-{seed}{division.tag}" for name in names])
+
+
+def _write_trajectories(work: Workplace, division: Division, visits: VisitData) -> None:
+    """Example patients of the best strategy; of the first division, where there are several."""
+    place = work.kept.result / TRAJECTORIES
+    best = None if place.exists() else _best_bundle(work, division)
     examples = None if best is None else example_trajectories(best, visits)
-    if examples is not None and not (work.kept.result / TRAJECTORIES).exists():
-        with staged_file(work.kept.result / TRAJECTORIES) as draft:
+    if examples is not None:
+        with staged_file(place) as draft:
             examples.write_parquet(draft)
+
+
+def _write_attributions(work: Workplace, division: Division, data: SurvivalData) -> None:
+    """What the best strategy's predictions of held-out patients rest on; of the first division."""
+    place = work.kept.result / ATTRIBUTIONS
+    best = _best_bundle(work, division) if work.study.explain and not place.exists() else None
+    if best is not None:
+        rows = data.rows[data.index(HELD_OUT)]
+        write_json(place, explain_rows(best, work.dataset, rows, max_patients=work.study.explain, progress=work.progress))
 
 
 def pretrain_encoder(work: Workplace, division: Division) -> Encoder:

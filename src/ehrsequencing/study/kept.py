@@ -71,7 +71,7 @@ class Kept:
             shutil.rmtree(self.steps)
         for folder in [path for path in self.result.glob("*") if path.is_dir() and not path.name.startswith("meds")]:
             shutil.rmtree(folder)
-        for file in self.result.glob("*.parquet"):
+        for file in [*self.result.glob("*.parquet"), *self.result.glob("attributions.json")]:
             file.unlink()
         write_json(told, fingerprint)
 
