@@ -11,7 +11,15 @@ from jaxtyping import Float64, Int64
 
 from ehrsequencing.config import MIN_TRAIN_EVENTS, MIN_TUNING_EVENTS
 from ehrsequencing.evaluation.calibration import Recalibration, calibration_summary
-from ehrsequencing.evaluation.compare import Evaluation, Interval, Scores, outcome_free_at, resample_counts
+from ehrsequencing.evaluation.compare import (
+    RANKING,
+    Evaluation,
+    Interval,
+    Scores,
+    base_name,
+    outcome_free_at,
+    resample_counts,
+)
 from ehrsequencing.events import rank_hash
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.progress import Progress, Tick
@@ -83,7 +91,11 @@ class BeforeAfter:
             )  # fmt: skip
 
         everybody, within = evaluation(None), evaluation(halves(subjects, seed))
-        first, second, ranked = everybody.score(before), everybody.score(after), within.score(after)
+        first, second, ranked = (
+            everybody.score(before),
+            everybody.score(after),
+            within.score(after, only=("concordance", "antolini", "auc")),
+        )
         progress(Tick("evaluate", 3, 4, "calibration"))
         figures = [
             calibration_figures(each, everybody, subjects, min(n_boot, CALIBRATION_RESAMPLES))
@@ -124,7 +136,7 @@ def _metrics(scores: Scores) -> dict[str, Any]:
 
 
 def _ranks(scores: Scores) -> dict[str, Any]:
-    return {name: value for name, value in _metrics(scores).items() if name in ("harrell_c", "uno_c")}
+    return {name: value for name, value in _metrics(scores).items() if base_name(name) in RANKING}
 
 
 def _change(before: Scores, after: Scores) -> dict[str, Any]:
@@ -132,7 +144,7 @@ def _change(before: Scores, after: Scores) -> dict[str, Any]:
     return {
         name: Interval.of(after.figures[name] - figures).to_json()
         for name, figures in before.figures.items()
-        if name not in ("harrell_c", "uno_c")
+        if base_name(name) not in RANKING
     }
 
 
