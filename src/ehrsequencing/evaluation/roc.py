@@ -164,12 +164,11 @@ def rocs_of(
 def resampled_auc(rocs: list[Roc], drawn: Float[np.ndarray, "b n"]) -> Float64[np.ndarray, "b m"]:
     """The AUC at each time on resamples ``drawn`` of the rows; NaN where one has no case or no control."""
     found = np.empty((len(drawn), len(rocs)))
-    swept = drawn.size * len(rocs) >= COMPILED_WORK and kernel() is not None
-    sums, step = (_swept_sums, COLUMNS_AT_ONCE) if swept else (_running_sums, len(drawn))
-    for start in range(0, len(drawn), step):
-        came = np.ascontiguousarray(drawn[start : start + step].T)  # (n, b)
+    sums = _swept_sums if drawn.size * len(rocs) >= COMPILED_WORK and kernel() is not None else _running_sums
+    for start in range(0, len(drawn), COLUMNS_AT_ONCE):
+        came = np.ascontiguousarray(drawn[start : start + COLUMNS_AT_ONCE].T)  # (n, b)
         for k, roc in enumerate(rocs):
-            found[start : start + step, k] = ratio(*sums(roc, came))
+            found[start : start + COLUMNS_AT_ONCE, k] = ratio(*sums(roc, came))
     return found
 
 
@@ -187,22 +186,12 @@ def _running(brought: np.ndarray) -> np.ndarray:
 
 
 def _running_sums(roc: Roc, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The weight of concordant and of all pairs in resamples (n, b), all at once, one run of equal risks at a time."""
-    concordant, everybody, lower, cases = np.zeros((4, drawn.shape[1]))
-    weight = np.stack([roc.case, roc.control])  # (2, n)
-    first = np.flatnonzero(np.append(True, np.diff(roc.run) > 0))
-    fresh = np.append(False, np.diff(roc.strata[first]) > 0)  # (runs,)
-    for start, stop, new in zip(first, np.append(first[1:], roc.run.size), fresh, strict=True):
-        if new:
-            everybody += cases * lower
-            lower[:], cases[:] = 0.0, 0.0
-        if not weight[:, start:stop].any():
-            continue
-        own_cases, own_controls = weight[:, start:stop] @ drawn[roc.order[start:stop]]  # (b,)
-        concordant += own_cases * (lower + 0.5 * own_controls)
-        lower += own_controls
-        cases += own_cases
-    return concordant, everybody + cases * lower
+    """The weight of concordant and of all pairs in resamples (n, b)."""
+    came = drawn[roc.order]
+    cases, controls = came * roc.case[:, None], came * roc.control[:, None]  # (n, b)
+    first = np.flatnonzero(np.append(True, np.diff(roc.strata) > 0))
+    everybody = np.add.reduceat(cases, first) * np.add.reduceat(controls, first)  # (strata, b)
+    return np.einsum("nb,nb->b", cases, roc.lower(controls)), everybody.sum(axis=0)
 
 
 def _swept_sums(roc: Roc, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
