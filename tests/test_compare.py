@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation import evaluated, families
+from ehrsequencing.evaluation import compare, evaluated, sweep
 from ehrsequencing.evaluation.compare import Evaluation, Interval, Scores, evaluate, paired_difference, resample_counts
 from ehrsequencing.evaluation.metrics import brier, harrell_c, integrated_brier, uno_c
 from ehrsequencing.nonparametric import censoring_distribution
@@ -74,8 +74,11 @@ def test_evaluate_gives_value_and_percentiles_by_name() -> None:
         predict(truth), duration, event,
         train_duration=duration, train_event=event, tau=TAU, horizons=(365.0,), n_boot=200,
     )  # fmt: skip
-    at_a_year = [f"{name}@365" for name in ("brier", "ici", "e50", "e90", "slope", "intercept", "oe")]
-    assert list(result) == ["harrell_c", "uno_c", "ibs", *at_a_year, "km_calibration"]
+    assert list(result) == [
+        "harrell_c", "uno_c", "harrell_c@365", "uno_c@365", "antolini_c", "auc@365", "mean_auc",
+        "ibs", "brier@365", "scaled_ibs", "scaled_brier@365",
+        *(f"{name}@365" for name in ("ici", "e50", "e90", "slope", "intercept", "oe")), "km_calibration",
+    ]  # fmt: skip
     assert result["harrell_c"].value == harrell_c(*truncate(duration, event, TAU), truth)
     for interval in result.values():
         assert interval.low < interval.value < interval.high
@@ -88,7 +91,7 @@ def test_evaluate_gives_value_and_percentiles_by_name() -> None:
 def test_blocks_of_events_and_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     duration, event, truth = patients(70)
     whole = prepare(duration, event, horizons=(365.0,)).score(predict(truth)).figures
-    monkeypatch.setattr(families, "PAIRS_AT_ONCE", 500)
+    monkeypatch.setattr(sweep, "PAIRS_AT_ONCE", 500)
     monkeypatch.setattr(evaluated, "WEIGHTS_AT_ONCE", 300)
     parts = prepare(duration, event, horizons=(365.0,)).score(predict(truth)).figures
     for metric in whole:
@@ -108,7 +111,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     for k in range(100):
         rows = slice(20_000 + 200 * k, 20_200 + 200 * k)
         evaluation = prepare(duration[rows], event[rows], train, n_boot=200, seed=k)
-        intervals = evaluation.score(predict(score[rows])).intervals()
+        intervals = evaluation.score(predict(score[rows]), only=("concordance", "errors")).intervals()
         for metric, value in expected.items():
             covered[metric] += intervals[metric].low < value < intervals[metric].high
     assert all(88 <= count <= 100 for count in covered.values()), covered
@@ -124,6 +127,10 @@ def test_several_seeds_are_averaged_and_widen_the_interval() -> None:
     spread = np.std([figures[0] for figures in each])
     fixed = np.mean(each, axis=0)[1:]  # were the seeds not drawn
     assert np.var(together[1:]) == pytest.approx(np.var(fixed) + spread**2 / 3, rel=0.25)
+    both, patients_only = (Interval.of(np.append(together[0], drawn)) for drawn in (together[1:], fixed))
+    assert spread**2 / 3 > 0.1 * np.var(fixed)
+    assert both.high - both.low > patients_only.high - patients_only.low
+    assert "that of who was evaluated, and that of the training seeds" in compare.INTERVAL_MEANING
 
 
 def test_equal_seeds_are_one_model() -> None:
@@ -203,8 +210,13 @@ def test_a_strangers_curve_that_is_too_coarse_or_too_short_is_named_not_guessed(
     evaluation = prepare(duration, event, horizons=(375.0, 500.0, 1500.0))
 
     def names(model: Predictions) -> tuple[set[str], dict[str, str]]:
-        scores = evaluation.score(model, only=("concordance", "errors"))
-        return set(scores.figures), dict(scores.not_computed)
+        scores = evaluation.score(model)
+        shown = ("harrell_c", "uno_c", "ibs", "brier")
+        assert set(scores.figures) | set(scores.not_computed) >= {"antolini_c", "mean_auc", "auc@375", "scaled_ibs"}
+        return (
+            {name for name in scores.figures if name in shown or name.startswith("brier")},
+            {name: why for name, why in scores.not_computed.items() if name in shown or name.startswith("brier")},
+        )
 
     computed, missing = names(predict(truth, points=20))
     assert computed == {"harrell_c", "uno_c", "ibs", "brier@375", "brier@500", "brier@1500"}

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.special import logit
 
-from ehrsequencing.evaluation.evaluated import Evaluated, SurvivalPredictions, outcome_free_at
-from ehrsequencing.evaluation.families import Figures, at
+from ehrsequencing.evaluation.evaluated import Evaluated, SurvivalPredictions, at, outcome_free_at
+from ehrsequencing.evaluation.families import Figures
 from ehrsequencing.evaluation.incidence import incidence
 from ehrsequencing.evaluation.logistic import Spline, blocks, logistic, probability
 from ehrsequencing.evaluation.metrics import check_survival, known_outcome

@@ -11,8 +11,7 @@ from jaxtyping import Float64, Int64
 
 from ehrsequencing.evaluation.agreement import AT_A_TIME, calibration_figures
 from ehrsequencing.evaluation.compare import Evaluation, Scores
-from ehrsequencing.evaluation.evaluated import SurvivalPredictions, outcome_free_at
-from ehrsequencing.evaluation.families import at
+from ehrsequencing.evaluation.evaluated import SurvivalPredictions, at, outcome_free_at
 from ehrsequencing.evaluation.incidence import incidence
 from ehrsequencing.evaluation.metrics import check_survival
 from ehrsequencing.evaluation.resampling import LEVEL, Interval, over_seeds, resample_counts

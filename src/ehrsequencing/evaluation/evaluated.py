@@ -12,7 +12,9 @@ from jaxtyping import Float64, Int64, UInt8
 
 from ehrsequencing.config import CURVE_POINTS, MIN_CURVE_POINTS
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.evaluation.concordance import Pairs, PairWeights, comparable_sums
 from ehrsequencing.evaluation.incidence import incidence
+from ehrsequencing.evaluation.metrics import brier_terms, integrated_brier_terms
 from ehrsequencing.evaluation.resampling import resample_counts
 from ehrsequencing.horizon import check_horizon
 from ehrsequencing.nonparametric import AalenJohansen, Events, KaplanMeier, censoring_distribution
@@ -20,8 +22,10 @@ from ehrsequencing.progress import tracked
 from ehrsequencing.timegrid import truncate
 
 Kind = TypeVar("Kind", bound="Evaluated")
-WEIGHTS_AT_ONCE = 25_000_000
+WEIGHTS_AT_ONCE = 10_000_000
 """Resampled patient weights held in memory at a time."""
+AUC_POINTS = 20
+"""Equally spaced points on (0, τ] over which AUC(t) is averaged."""
 
 
 @runtime_checkable
@@ -40,6 +44,15 @@ class SurvivalPredictions(Protocol):
     def cif(self) -> Mapping[str, np.ndarray]: ...
     def survival_at(self, times: np.ndarray) -> np.ndarray: ...
     def outcome_risk_at(self, times: np.ndarray) -> np.ndarray: ...
+
+
+def at(metric: str, horizon: float) -> str:
+    """The key of a metric at a horizon.
+
+    >>> at("brier", 365.0), at("auc", 1826.25)
+    ('brier@365', 'auc@1826.25')
+    """
+    return f"{metric}@{horizon:.10g}"
 
 
 def outcome_free_at(predictions: SurvivalPredictions, times: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, "n m"]:
@@ -138,6 +151,60 @@ class Evaluated:
         times = np.concatenate([np.array(self.horizons, dtype=np.float64), self.curve_times])
         return incidence(self.duration, self.event, times, self.counts)
 
+    @cached_property
+    def auc_times(self) -> Float64[np.ndarray, " points"]:
+        """The equal points on (0, τ] over which AUC(t) is averaged."""
+        return np.linspace(0.0, self.tau, AUC_POINTS + 1)[1:]
+
+    def outcome_free(self, times: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
+        """The training outcome's own curve: the share without the outcome up to each time."""
+        return 1.0 - self.incidence.at(times)[:, 0]
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """Who outlived whose outcome."""
+        return Pairs.of(self.duration, self.event, self.stratum)
+
+    @staticmethod
+    def concordances(horizon: float | None) -> tuple[str, str]:
+        """The keys of Harrell's and Uno's C, over the whole follow-up (None) or up to a horizon."""
+        return ("harrell_c", "uno_c") if horizon is None else (at("harrell_c", horizon), at("uno_c", horizon))
+
+    @cached_property
+    def pair_weights(self) -> dict[str, PairWeights]:
+        """What pairs weigh in each concordance."""
+        found: dict[str, PairWeights] = {}
+        for horizon in (None, *self.horizons):
+            harrell, uno = self.concordances(horizon)
+            end = self.tau if horizon is None else float(horizon)
+            found |= {harrell: self.pairs.harrell(end), uno: self.pairs.uno(self.censoring, end)}
+        return found
+
+    @cached_property
+    def comparable(self) -> dict[str, Float64[np.ndarray, " resamples"]]:
+        """The weight of all comparable pairs by concordance, the same for every model; NaN for none."""
+        kinds = list(self.pair_weights.values())
+        sums = np.concatenate([comparable_sums(self.pairs, kinds, drawn) for drawn in self.weights()])
+        return dict(zip(self.pair_weights, np.where(sums > 0, sums, np.nan).T, strict=True))
+
+    @cached_property
+    def null_terms(self) -> dict[str, Float64[np.ndarray, " n"]]:
+        """Each row's share of ``ibs`` and ``brier@<days>`` of the training outcome's own curve."""
+        times, n = self.curve_times, self.duration.size
+        curve = np.tile(self.outcome_free(times), (n, 1))
+        outcome = self.duration, self.event
+        found = {"ibs": integrated_brier_terms(*outcome, curve, times, self.censoring, self.tau)}
+        for horizon in self.horizons:
+            when = np.array([float(horizon)])
+            free = np.tile(self.outcome_free(when), (n, 1))
+            found[at("brier", horizon)] = brier_terms(*outcome, free, when, self.censoring)[:, 0]
+        return found
+
+    @cached_property
+    def null_errors(self) -> dict[str, Float64[np.ndarray, " resamples"]]:
+        """``null_terms``' means on every resample."""
+        return dict(zip(self.null_terms, self.means(np.stack(list(self.null_terms.values()), axis=1)), strict=True))
+
     def check_rows(self, seeds: Sequence[SurvivalPredictions]) -> None:
         """Refuse predictions whose rows are not the evaluated ones, in their order (EhrError, exit 13)."""
         first, n = seeds[0], self.duration.size
@@ -173,11 +240,10 @@ class Evaluated:
         return f"the predictions have no point at {horizon:g} days"
 
     def weights(self) -> Iterator[np.ndarray]:
-        """``counts`` as float32, some resamples (b, n) at a time."""
-        step = max(1, WEIGHTS_AT_ONCE // self.duration.size)
-        starts = range(0, self.counts.shape[0], step)
-        for start in tracked(starts, "resampling patients", [1.0] * len(starts)):
-            yield self.counts[start : start + step].astype(np.float32)  # (b, n)
+        """``counts`` as float32, some resamples (b, n) at a time, about equally many."""
+        blocks = np.array_split(self.counts, -(-self.counts.size // WEIGHTS_AT_ONCE))
+        for block in tracked(blocks, "resampling patients", [1.0] * len(blocks)):
+            yield block.astype(np.float32)  # (b, n)
 
     def means(self, terms: Float64[np.ndarray, "n k"]) -> Float64[np.ndarray, "k resamples"]:
         """The mean of each column over the patients of every resample."""

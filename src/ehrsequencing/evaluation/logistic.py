@@ -14,7 +14,7 @@ STEPS = 40
 EXACT, CLOSE = 1e-8, 1e-3
 """Newton's method ends once a step is no longer than this, of everybody's fit and of a resample's: the error left is of
 the order of its square, 1e-6 of a standard deviation of the score in a resample."""
-LONGEST_STEP = 3.0
+LONGEST_STEP, TINY = 3.0, 1e-12
 FLAT = 1e-7
 """A likelihood with a direction less curved than this, as a share of the flattest it could be, has no maximum."""
 ENTRIES_AT_ONCE = 500_000
@@ -82,7 +82,8 @@ def logistic(
 ) -> Float64[np.ndarray, "resamples p"]:
     """Coefficients of the weighted logistic regression of y on ``design``, on every resample.
 
-    Newton's method from the fit to everybody; the first step of all resamples is one matrix product.
+    Newton's method from the fit to everybody; the first step of all resamples is one matrix product. Resamples are
+    worked out in single precision, everybody's fit in double.
 
     Args:
         weight: 0 for rows that say nothing.
@@ -99,13 +100,13 @@ def logistic(
     array([[nan, nan]])
     """
     kept = weight > 0
-    problem = _Problem.of(design[kept], y[kept], weight[kept], None if offset is None else offset[kept])
-    everybody = problem.fit(np.ones((1, int(kept.sum()))), np.zeros((1, design.shape[1])), EXACT)
-    found = []
+    rows = design[kept], y[kept], weight[kept] / weight[kept].mean(), None if offset is None else offset[kept]
+    everybody = _Problem.of(*rows).fit(np.ones((1, int(kept.sum()))), np.zeros((1, design.shape[1])), EXACT)
+    quick, found = _Problem.of(*rows, dtype=np.float32), []
     for block in blocks(len(counts), max(int(kept.sum()), 1)):
-        drawn = counts[block][:, kept].astype(np.float64)  # (b, n)
-        found.append(problem.fit(drawn, problem.first_step(drawn, np.nan_to_num(everybody[0])), CLOSE))
-    return np.concatenate(found)
+        drawn = counts[block][:, kept].astype(np.float32)  # (b, n)
+        found.append(quick.fit(drawn, quick.first_step(drawn, np.nan_to_num(everybody[0])), CLOSE))
+    return np.where((counts == 1).all(axis=1)[:, None], everybody, np.concatenate(found))
 
 
 def probability(linear: np.ndarray) -> np.ndarray:
@@ -115,7 +116,7 @@ def probability(linear: np.ndarray) -> np.ndarray:
     array([0.5 , 0.75,  nan])
     """
     np.negative(linear, out=linear)
-    np.minimum(linear, 700.0, out=linear)
+    np.minimum(linear, 80.0, out=linear)
     np.exp(linear, out=linear)
     linear += 1.0
     return np.reciprocal(linear, out=linear)
@@ -139,16 +140,20 @@ class _Problem:
     offset: np.ndarray | None
 
     @classmethod
-    def of(cls, design: np.ndarray, y: np.ndarray, weight: np.ndarray, offset: np.ndarray | None) -> _Problem:
+    def of(
+        cls, design: np.ndarray, y: np.ndarray, weight: np.ndarray, offset: np.ndarray | None, dtype: type = np.float64
+    ) -> _Problem:
         upper = np.triu_indices(design.shape[1])
-        return cls(design, design[:, upper[0]] * design[:, upper[1]], upper, y, weight, offset)
+        products = (design[:, upper[0]] * design[:, upper[1]]).astype(dtype)
+        shift: np.ndarray | None = None if offset is None else offset.astype(dtype)
+        return cls(design.astype(dtype), products, upper, y.astype(dtype), weight.astype(dtype), shift)
 
     def first_step(self, drawn: np.ndarray, beta: np.ndarray) -> np.ndarray:
         """One Newton step of every resample from the same ``beta`` (p,)."""
         mean = probability(self._linear(beta[None, :]))[0]  # (n,)
         terms = np.column_stack([self.design * (self.y - mean)[:, None], self.products * (mean * (1 - mean))[:, None]])
         sums = drawn @ (terms * self.weight[:, None])  # (b, p + p(p + 1)/2)
-        total = np.maximum(drawn @ self.weight, 1e-300)[:, None]
+        total = np.maximum(drawn @ self.weight, TINY)[:, None]
         slope, curvature = np.split(sums / total, [beta.size], axis=1)
         return beta + _newton(slope, self._square(curvature))
 
@@ -156,9 +161,9 @@ class _Problem:
         """The maximum of every resample (b, p), each from its own ``start``; NaN where there is none."""
         share = drawn * self.weight
         total = share.sum(axis=1)
-        share /= np.maximum(total, 1e-300)[:, None]
+        share /= np.maximum(total, TINY)[:, None]
         cases = share @ self.y  # (b,)
-        beta, going = start.copy(), np.flatnonzero((cases > 0) & (share @ ~self.y > 0))
+        beta, going = start.copy(), np.flatnonzero((cases > 0) & (share @ (1 - self.y) > 0))
         constant, beta[np.setdiff1d(np.arange(len(beta)), going)] = (share * self.y) @ self.design, np.nan
         for _ in range(STEPS):
             if not going.size:
@@ -179,17 +184,17 @@ class _Problem:
         return beta
 
     def _linear(self, beta: np.ndarray) -> np.ndarray:
-        linear = beta @ self.design.T  # (b, n)
+        linear = beta.astype(self.design.dtype) @ self.design.T  # (b, n)
         return linear if self.offset is None else linear + self.offset
 
     def _square(self, upper: np.ndarray) -> np.ndarray:
         p = self.design.shape[1]
-        full = np.empty((len(upper), p, p))
+        full = np.empty((len(upper), p, p), dtype=upper.dtype)
         full[:, self.upper[0], self.upper[1]] = full[:, self.upper[1], self.upper[0]] = upper
         return full
 
 
 def _newton(slope: np.ndarray, curvature: np.ndarray) -> np.ndarray:
-    ridge = 1e-12 * np.eye(slope.shape[1])
-    step = np.linalg.solve(curvature + ridge, slope[:, :, None])[:, :, 0]
+    curvature = curvature.astype(np.float64) + TINY * np.eye(slope.shape[1])
+    step = np.linalg.solve(curvature, slope.astype(np.float64)[:, :, None])[:, :, 0]
     return np.clip(step, -LONGEST_STEP, LONGEST_STEP)

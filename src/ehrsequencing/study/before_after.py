@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from ehrsequencing.config import MIN_TRAIN_EVENTS, MIN_TUNING_EVENTS
 from ehrsequencing.evaluation.agreement import AT_A_TIME
 from ehrsequencing.evaluation.calibration import calibration_at_horizons
-from ehrsequencing.evaluation.compare import FAMILIES, Evaluation, Interval, Scores
+from ehrsequencing.evaluation.compare import FAMILIES, Evaluation, Interval, Scores, base_name
 from ehrsequencing.evaluation.recalibration import Recalibration
 from ehrsequencing.events import rank_hash
 from ehrsequencing.predictions import Predictions
@@ -127,7 +127,7 @@ def _metrics(scores: Scores) -> dict[str, Any]:
 def _figures(scores: Scores, predictions: Predictions, ranks: dict[str, Any] | None = None) -> dict[str, Any]:
     """``metrics`` of the whole, and ``calibration`` by horizon."""
     calibration = calibration_at_horizons(scores, predictions)
-    metrics = {name: value for name, value in _metrics(scores).items() if name.partition("@")[0] not in AT_A_TIME}
+    metrics = {name: value for name, value in _metrics(scores).items() if base_name(name) not in AT_A_TIME}
     return {
         "metrics": metrics | (ranks or {}),
         "calibration": {f"{horizon:.10g}": found.to_json() for horizon, found in calibration.items()},
@@ -140,5 +140,5 @@ def _change(before: Scores, after: Scores) -> dict[str, Any]:
     return {
         name: Interval.of(figures - before.figures[name]).to_json()
         for name, figures in after.figures.items()
-        if name in before.figures and name.partition("@")[0] not in NO_ERRORS
+        if name in before.figures and base_name(name) not in NO_ERRORS
     }
