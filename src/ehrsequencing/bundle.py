@@ -64,6 +64,11 @@ class Row:
         return self.recalibration is None or self.recalibration.unchanged
 
     @property
+    def unadjusted(self) -> Row:
+        """The same mixture without its recalibration."""
+        return Row(self.alpha, None)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was done to the logits, for people."""
         if self.recalibration is None or self.unchanged:

@@ -457,6 +457,9 @@ class StudyConfig(Strict):
     )
     budget: BudgetConfig = BudgetConfig()
     bootstrap: int = Field(default=1_000, ge=0, description="resamples for the intervals")
+    explain: int = Field(
+        default=64, ge=0, description="so many held-out patients' predictions are attributed to their codes; 0: none"
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> StudyConfig:

@@ -250,7 +250,7 @@ def _validation(n: int, events: int, c: float | None, evaluated: tuple[int, int]
     """How precisely a model can be judged, as if the outcome by the horizon were known of everybody."""
     share = SPLIT_FRACTIONS["held_out"] / (1.0 - SPLIT_FRACTIONS["held_out"])
     patients, outcomes = (round(n * share), round(events * share)) if evaluated is None else evaluated
-    whom = "The default split leaves" if evaluated is None else "There are"
+    whom = "Beside them the default split leaves" if evaluated is None else "There are"
     found: dict[str, Any] = {"patients": patients, "events": outcomes, "assumed": evaluated is None}
     said = f"{whom} {_count(patients)} patients with {_count(outcomes)} outcomes to judge with"
     enough = outcomes >= VALIDATION_EVENTS

@@ -176,6 +176,7 @@ class BEHRTPreTrainedModel(PreTrainedModel):
         if report["missing_keys"] or unexpected:
             missing = ", ".join(sorted(report["missing_keys"])) or "none"
             raise _unfit(folder, f"missing tensors: {missing}; unexpected: {', '.join(sorted(unexpected)) or 'none'}")
+        _realign(model)
         return model
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
@@ -197,6 +198,12 @@ class BEHRTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, BEHRTEmbeddings):
             weight = module.code_embedding.weight
             init.normal_(weight, std=1 / math.sqrt(weight.shape[1]))
+
+
+def _realign(model: nn.Module) -> None:
+    """Move weights out of the mapped file: there they lie at odd addresses, at which kernels round differently."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _unfit(folder: Path, what: str) -> EhrError:
