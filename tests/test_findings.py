@@ -129,6 +129,12 @@ def test_two_files_are_set_against_each_other_as_given() -> None:
     assert "the other is theirs with 0.750" in lost
 
 
+def test_a_file_is_set_against_what_may_be_anything() -> None:
+    rows = [made("theirs", 0.84, "predictions"), WIDE]
+    won = headline(rows, against(0.04, 0.01, 0.07, pair=("theirs", "wide")))[0]
+    assert won.startswith("theirs ranks patients better than the model it is set against: Uno C 0.840")
+
+
 def test_nothing_scored_is_said() -> None:
     assert headline([], []) == ("No model could be scored.", [])
 

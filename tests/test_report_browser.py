@@ -111,8 +111,7 @@ def test_every_hook_of_the_templates_is_somewhere_in_the_pages(opened: dict[str,
         for hook, value in wanted
         if not any(here.page.query_selector(_selector(hook, value)) for here in opened.values())
     }
-    waiting = {("figure", "auc")}  # until the AUC over time is there
-    assert lacking - waiting == set()
+    assert lacking == set()
 
 
 def _selector(hook: str, value: str | None) -> str:

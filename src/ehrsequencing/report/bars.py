@@ -16,7 +16,7 @@ from ehrsequencing.report.drawing import FAINT, RULE, STYLE, WIDTH, color, inlin
 
 LONGEST = 46
 """Characters of a label; longer ones are cut."""
-POINTS = FuncFormatter(lambda share, _: f"{100 * share:+.3g}".replace("-", "−"))
+POINTS = FuncFormatter(lambda share, _: f"{100 * share:+.3g}".replace("-", "−") if share else "0")
 NOTHING = Interval(math.nan)
 
 

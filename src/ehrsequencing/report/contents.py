@@ -203,6 +203,8 @@ class Summary:
     sample_size: Mapping[str, Any] = field(default_factory=dict)
     limitations: tuple[str, ...] = ()
     start: str = ""
+    aside: str = ""
+    """Eligible patients this study did not label, as a count for people."""
     attrition: tuple[AttritionGroup, ...] = ()
     runs: tuple[Run, ...] = ()
     over_time: tuple[OverTime, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup, escape
 
@@ -21,18 +21,17 @@ def flow(summary: Summary) -> Markup:
     """Boxes from top to bottom, with a box to the right for everybody who left; counts are suppressed already."""
     parts, y = [_box(MAIN, 0, [f"In the records: {summary.start}"])], _height(1) + GAP
     previous = _height(1)
-    for group in _lossy(summary):
-        lines = _wrapped([f"{rule}: {why}" if why else rule for rule, why in group.rules], ASIDE[1])
-        together = " together" if len(group.rules) > 1 else ""
-        lines[0] = f"Left out{together}: {group.removed}"
+    for lines, remaining in _steps(summary):
         aside = _height(len(lines))
-        middle = y + aside / 2
         parts += [_box(ASIDE, y, lines), _line(MAIN[0] + MAIN[1] / 2, previous, y + aside + GAP)]
-        parts.append(_arrow(MAIN[0] + MAIN[1] / 2, middle, ASIDE[0]))
+        parts.append(_arrow(MAIN[0] + MAIN[1] / 2, y + aside / 2, ASIDE[0]))
         y += aside + GAP
-        parts.append(_box(MAIN, y, [f"Remaining: {group.remaining}"]))
-        previous = y + _height(1)
-        y = previous + GAP
+        if remaining:
+            parts.append(_box(MAIN, y, [f"Remaining: {remaining}"]))
+            previous = y + _height(1)
+            y = previous + GAP
+        else:
+            previous = y
     ends = [*((part.capitalize(), n, events) for part, n, events in summary.parts), _evaluated(summary)]
     parts += _ends(ends, previous, y)
     height = y + _height(2) + 4
@@ -40,6 +39,16 @@ def flow(summary: Summary) -> Markup:
     return Markup(opening("flow", title, _words(summary, ends), f"0 0 {WIDTH} {height:g}")) + Markup("").join(
         [*parts, Markup("</svg>")]
     )
+
+
+def _steps(summary: Summary) -> Iterator[tuple[list[str], str]]:
+    """Who left at each step, in lines, and who remained."""
+    for group in _lossy(summary):
+        lines = _wrapped([f"{rule}: {why}" if why else rule for rule, why in group.rules], ASIDE[1])
+        lines[0] = f"Left out{' together' if len(group.rules) > 1 else ''}: {group.removed}"
+        yield lines, group.remaining
+    if summary.aside:
+        yield [f"Not labelled in this study: {summary.aside}", "their records serve pretraining alone"], ""
 
 
 def _lossy(summary: Summary) -> list[AttritionGroup]:

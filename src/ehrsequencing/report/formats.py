@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -97,6 +98,15 @@ def p_value(p: float | None) -> str:
     return "–" if p is None or math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def thousands(text: str) -> str:
+    """A count that is text already, suppressed or not.
+
+    >>> thousands("1145"), thousands("<10"), thousands("~1140")
+    ('1,145', '<10', '~1,140')
+    """
+    return re.sub(r"\d{4,}", lambda found: f"{int(found[0]):,}", text)
+
+
 FORMATS: Mapping[str, Callable[..., Any]] = {
     "estimate": estimate,
     "limits": limits,
@@ -109,4 +119,5 @@ FORMATS: Mapping[str, Callable[..., Any]] = {
     "p_value": p_value,
     "percent": percent,
     "number": number,
+    "thousands": thousands,
 }

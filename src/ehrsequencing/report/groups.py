@@ -8,6 +8,7 @@ from typing import Any
 from ehrsequencing.cohort.attrition import suppress
 from ehrsequencing.config import MIN_CELL
 from ehrsequencing.report.contents import Group, Interval, Subgroup
+from ehrsequencing.report.formats import thousands
 
 
 def subgroups_of(data: Sequence[Mapping[str, Any]]) -> tuple[Subgroup, ...]:
@@ -35,12 +36,8 @@ def _subgroup(data: Mapping[str, Any]) -> Subgroup:
     for k, group in enumerate(groups):
         large = min(patients[k], events[k], without[k]) >= MIN_CELL
         metrics = {model: _intervals(found) for model, found in group.get("metrics", {}).items()} if large else {}
-        rows.append(Group(str(group["group"]), _thousands(shown_n[k]), shown_events[k], metrics))
+        rows.append(Group(str(group["group"]), thousands(shown_n[k]), thousands(shown_events[k]), metrics))
     return Subgroup(str(data["name"]), tuple(rows))
-
-
-def _thousands(count: str) -> str:
-    return f"{int(count):,}" if count.isdigit() else count
 
 
 def _intervals(figures: Mapping[str, Any]) -> dict[str, Interval]:

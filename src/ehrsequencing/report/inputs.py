@@ -87,6 +87,9 @@ class PredictionFiles(Mapping[Key, Predictions]):
     def __getitem__(self, key: Key) -> Predictions:
         return Predictions.read(self._paths[key])
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._paths
+
     def __iter__(self) -> Iterator[Key]:
         return iter(self._paths)
 

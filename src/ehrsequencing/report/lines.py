@@ -38,7 +38,8 @@ def over_time(panel: OverTime) -> Markup:
         axes.grid(axis="y", color=RULE, linewidth=0.4)
         axes.set_xlabel(f"{unit} since prediction_time")
         axes.set_ylabel(MEASURES[panel.measure].split(" (")[0])
-    described = "; ".join(f"{model} {values[-1]:.3f} at the end" for model, values in panel.curves.items())
+    ends = ((model, values[np.isfinite(values)]) for model, values in panel.curves.items())
+    described = "; ".join(f"{model} {values[-1]:.3f} at the end" for model, values in ends if values.size)
     return inline(figure, f"{panel.measure}-time", f"{MEASURES[panel.measure]} over time", described)
 
 

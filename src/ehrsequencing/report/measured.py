@@ -13,6 +13,7 @@ from ehrsequencing.evaluation.calibration import calibration_summary
 from ehrsequencing.evaluation.compare import outcome_free_at
 from ehrsequencing.evaluation.decision import default_thresholds, net_benefit
 from ehrsequencing.evaluation.metrics import brier_terms
+from ehrsequencing.evaluation.roc import auc_over_time
 from ehrsequencing.evaluation.smooth import smooth_calibration
 from ehrsequencing.nonparametric import AalenJohansen, KaplanMeier
 from ehrsequencing.predictions import Predictions
@@ -25,8 +26,8 @@ AGREEMENT = ("slope", "intercept", "observed / expected")
 
 
 def over_time(models: Sequence[Shown], learned: Learned, tau: float) -> tuple[OverTime, ...]:
-    """The Brier score at equal times up to τ beside that of one curve for all, the training patients' own; models whose
-    curves end before τ are left out."""
+    """AUC and Brier score at equal times up to τ, the latter beside that of one curve for all, the training patients'
+    own; models whose curves end before τ are left out."""
     whole = [each for each in models if _reaches(each.predictions, tau)]
     if not whole:
         return ()
@@ -35,7 +36,12 @@ def over_time(models: Sequence[Shown], learned: Learned, tau: float) -> tuple[Ov
     first, causes = whole[0], max(int(learned.event.max()), 1)
     everybody = 1.0 - AalenJohansen.fit(learned.duration, learned.event, causes).at(times)[:, 0]  # (m,)
     reference = _brier(first, np.tile(everybody, (len(first.duration), 1)), times, learned.censoring)
-    return (OverTime("brier", times, error, reference),)
+    auc = {each.model: _auc(each, times, learned.censoring) for each in whole}
+    return OverTime("auc", times, auc), OverTime("brier", times, error, reference)
+
+
+def _auc(each: Shown, times: np.ndarray, censoring: KaplanMeier) -> Float64[np.ndarray, " m"]:
+    return auc_over_time(each.duration, each.event, 1.0 - each.free_at(times), times, censoring)
 
 
 def _brier(each: Shown, free: np.ndarray, times: np.ndarray, censoring: KaplanMeier) -> Float64[np.ndarray, " m"]:

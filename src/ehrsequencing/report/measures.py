@@ -40,12 +40,14 @@ MEASURES: dict[str, Measure] = {
 
 @dataclass(frozen=True)
 class Family:
-    """A table: its hook and title, and the measures it may have; ``at`` those at each horizon."""
+    """A table: its hook and title, and the measures it may have; ``at`` those at each horizon, all in one table or,
+    if they are many, in one ``each``."""
 
     hook: str
     title: str
     measures: tuple[str, ...]
     at: bool = False
+    each: bool = False
 
 
 FAMILIES: dict[str, tuple[Family, ...]] = {
@@ -58,14 +60,14 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
         Family("accuracy-at", "Accuracy at each horizon", ("brier", "scaled_brier"), at=True),
     ),
     "calibration": (
-        Family("calibration", "Calibration", ("oe", "slope", "intercept", "ici", "e50", "e90"), at=True),
+        Family("calibration", "Calibration", ("oe", "slope", "intercept", "ici", "e50", "e90"), at=True, each=True),
     ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Table:
-    """The columns (label, metric, digits) of a family that any row has; the table of all models has three already."""
+    """The columns (label, metric, digits) of a family that any row has."""
 
     hook: str
     title: str
@@ -86,12 +88,24 @@ def tables(rows: Sequence[Row], part: str, horizons: Sequence[float]) -> list[Ta
     """The tables of one part of the page, without empty columns; one a horizon where there are many columns."""
     found = []
     for family in FAMILIES[part]:
-        names = [f"{m}@{day:.10g}" for day in horizons for m in family.measures] if family.at else family.measures
-        known = [name for name in names if any(name in row.metrics for row in rows)]
-        columns = tuple((metric_name(name), name, MEASURES[name.partition("@")[0]].digits) for name in known)
-        if columns:
-            found.append(Table(family.hook, family.title, columns))
-    return found
+        if not family.at:
+            found.append(_table(family.hook, family.title, family.measures, rows))
+        elif family.each:
+            for day in horizons:
+                names = [f"{measure}@{day:.10g}" for measure in family.measures]
+                found.append(_table(family.hook, f"{family.title} at {in_days(day)}", names, rows, short=True))
+        else:
+            names = [f"{measure}@{day:.10g}" for day in horizons for measure in family.measures]
+            found.append(_table(family.hook, family.title, names, rows))
+    return [table for table in found if table.columns]
+
+
+def _table(hook: str, title: str, names: Sequence[str], rows: Sequence[Row], short: bool = False) -> Table:
+    """Of the measures that any row has; ``short`` leaves the horizon to the title."""
+    known = [name for name in names if any(name in row.metrics for row in rows)]
+    columns = ((metric_name(name.partition("@")[0] if short else name), name) for name in known)
+    digits = (MEASURES[name.partition("@")[0]].digits for name in known)
+    return Table(hook, title, tuple((*column, places) for column, places in zip(columns, digits, strict=True)))
 
 
 def others(rows: Sequence[Row], horizons: Sequence[float]) -> list[Table]:

@@ -125,12 +125,13 @@ def learned_of(inputs: Inputs) -> Learned | None:
 
 
 def attrition_of(cohort: Cohort | None) -> dict[str, Any]:
-    """The summary's ``start`` and ``attrition``, suppressed."""
+    """The summary's ``start``, ``attrition`` and ``aside``, suppressed."""
     if cohort is None:
         return {}
     steps = cohort.attrition.select("rule", "why", "removed", "remaining").rows()
     start, groups = suppress_attrition([(str(r), str(w or ""), int(a), int(b)) for r, w, a, b in steps])
-    return {"start": start, "attrition": tuple(groups)}
+    aside = int(steps[-1][3]) - cohort.table["subject_id"].n_unique() if steps else 0
+    return {"start": start, "attrition": tuple(groups), "aside": cell(aside) if aside > 0 else ""}
 
 
 def calibrate(

@@ -98,7 +98,7 @@ def render(summary: Summary) -> str:
         tau=in_days(summary.tau),
         facts=task_in_words(summary.task, summary.tau),
         read=read_in_words(summary.task),
-        groups=[(KIND_NAMES.get(kind, kind), kind, rows) for kind, rows in _by_kind(summary.rows)],
+        groups=[(_kind_name(kind, summary.rows), kind, rows) for kind, rows in _by_kind(summary.rows)],
         tables={part: tables(summary.rows, part, horizons) for part in ("discrimination", "accuracy", "calibration")}
         | {"others": others(summary.rows, horizons)},
         cause_tables=[(cause, rows, _cause_columns(rows)) for cause, rows in summary.cause_figures],
@@ -140,6 +140,13 @@ def template(name: str) -> jinja2.Template:
 def _by_kind(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     kinds = sorted({row.kind for row in rows}, key=lambda kind: KINDS.index(kind) if kind in KINDS else len(KINDS))
     return [(kind, [row for row in rows if row.kind == kind]) for kind in kinds]
+
+
+def _kind_name(kind: str, rows: Sequence[Row]) -> str:
+    """A file's rivals are whatever somebody set it against."""
+    if kind == "baseline" and any(row.kind == "predictions" for row in rows):
+        return "Set against it"
+    return KIND_NAMES.get(kind, kind)
 
 
 def _cause_columns(rows: Sequence[Row]) -> list[tuple[str, str]]:

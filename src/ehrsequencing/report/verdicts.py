@@ -33,7 +33,7 @@ class Contest:
 
     def said(self, sentence: str) -> str:
         """``sentence`` with the names and numbers of this contest."""
-        simple = self.rival.kind == "baseline"
+        simple = self.rival.kind == "baseline" and self.row.kind != "predictions"
         text = sentence.format(
             model=named(self.row),
             c=estimated(self.row.uno_c),
