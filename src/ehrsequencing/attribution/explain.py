@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ehrsequencing.attribution.attributions import Attributions
 from ehrsequencing.attribution.deep import BASELINES, BATCH_FIELDS, DeepInput, deep_logits, reading
-from ehrsequencing.attribution.gradients import FIRST_STEPS, STEP_BUDGET, TOLERANCE, Integrated, integrate
+from ehrsequencing.attribution.gradients import POINTS, STEP_BUDGET, TOLERANCE, Integrated, integrate
 from ehrsequencing.attribution.records import Records, feature_attributions, merged, sample, token_attributions
 from ehrsequencing.attribution.risk import RowRisk, WideLogits
 from ehrsequencing.batches import Batch, collate, micro_batches
@@ -177,7 +177,7 @@ class _Explained:
         if records.tokens is None:
             parts = [np.arange(i, min(i + WIDE_ROWS, len(records))) for i in range(0, len(records), WIDE_ROWS)]
         else:
-            parts = micro_batches(records.tokens, np.arange(len(records)), STEP_BUDGET // FIRST_STEPS)
+            parts = micro_batches(records.tokens, np.arange(len(records)), STEP_BUDGET // POINTS)
         for at in tracked(parts, TITLE, [float(len(part)) for part in parts]):
             inputs, baselines, beside, at_once = self._tensors(records, at)
             yield at, integrate(self, inputs, baselines, beside, tolerance=self.tolerance, at_once=at_once)

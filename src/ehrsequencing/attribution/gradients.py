@@ -1,8 +1,8 @@
-"""Integrated gradients (Sundararajan, Taly & Yan 2017, ICML, arXiv:1703.01365) by captum, with as many steps as needed.
+"""Integrated gradients (Sundararajan, Taly & Yan 2017, ICML, arXiv:1703.01365) by captum, as finely as needed.
 
 The attribution of input i is (x_i − x'_i) · ∫₀¹ ∂risk/∂x_i (x' + a (x − x')) da; over all inputs they sum to
-risk(x) − risk(x') (completeness). The integral is taken by Gauss–Legendre points, doubled for the patients whose sum
-misses the difference by more than a tolerance.
+risk(x) − risk(x') (completeness). That holds on every stretch of the path too, so that each stretch tells its own error:
+Gauss–Legendre points are taken on the whole path, and again on the halves of the stretches where the error is.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-FIRST_STEPS, MAX_STEPS = 8, 256
+POINTS, PIECES, CUTS = 8, 4, 4
+"""Points on a stretch, into how many it is cut where they do not suffice, and how often at most."""
 TOLERANCE = 1e-3
 """By how much attributions may miss the difference in risk that they add up to: a tenth of a percentage point."""
-STEP_BUDGET = 8_192
-"""Padded tokens × steps that captum differentiates at once: bounds memory."""
+STEP_BUDGET = 4_096
+"""Padded tokens × points that captum differentiates at once: bounds memory."""
 
 Function = Callable[..., Tensor]
+Tensors = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,10 @@ class Integrated:
     Attributes:
         parts: one tensor an input, of its shape.
         value, start: the function at the input and at the baseline.
-        steps: points that were used for each patient.
+        steps: gradients that were taken for each patient.
     """
 
-    parts: tuple[Tensor, ...]
+    parts: Tensors
     value: Float64[Tensor, " B"]
     start: Float64[Tensor, " B"]
     steps: Int64[Tensor, " B"]
@@ -44,11 +46,76 @@ class Integrated:
         return _totals(self.parts) - (self.value - self.start)
 
 
+@dataclass(frozen=True)
+class _Stretches:
+    """S stretches [low, high] of the patients' paths, and the function at their ends."""
+
+    patient: Int64[Tensor, " S"]
+    low: Float64[Tensor, " S"]
+    high: Float64[Tensor, " S"]
+    at_low: Float64[Tensor, " S"]
+    at_high: Float64[Tensor, " S"]
+
+    def __len__(self) -> int:
+        return len(self.patient)
+
+    def take(self, chosen: Tensor) -> _Stretches:
+        parts = (self.patient, self.low, self.high, self.at_low, self.at_high)
+        return _Stretches(*(part[chosen] for part in parts))
+
+    def cut(self, paths: _Paths) -> _Stretches:
+        """Each in PIECES of equal length."""
+        shares = torch.arange(PIECES + 1, dtype=torch.float64) / PIECES
+        places = torch.lerp(self.low[:, None], self.high[:, None], shares)  # [S,PIECES+1]
+        inner = self.patient.repeat_interleave(PIECES - 1)
+        between = paths.values(inner, places[:, 1:-1].flatten()).view(-1, PIECES - 1)
+        values = torch.cat([self.at_low[:, None], between, self.at_high[:, None]], dim=1)  # [S,PIECES+1]
+        ends = (places[:, :-1], places[:, 1:], values[:, :-1], values[:, 1:])
+        return _Stretches(self.patient.repeat_interleave(PIECES), *(end.flatten() for end in ends))
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """The straight paths of B patients from baseline to input, and the function along them."""
+
+    function: Function
+    inputs: Tensors
+    baselines: Tensors
+    beside: Tensors
+
+    def at(self, patient: Int64[Tensor, " S"], place: Float64[Tensor, " S"]) -> Tensors:
+        """The points of these patients at these places, 0 the baseline and 1 the input."""
+        points = []
+        for x, start in zip(self.inputs, self.baselines, strict=True):
+            share = place.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+            points.append(torch.lerp(start[patient], x[patient], share))
+        return tuple(points)
+
+    @torch.no_grad()
+    def values(self, patient: Int64[Tensor, " S"], place: Float64[Tensor, " S"]) -> Float64[Tensor, " S"]:
+        return self.function(*self.at(patient, place), *(x[patient] for x in self.beside)).double()
+
+    def attributed(self, stretches: _Stretches, at_once: int | None) -> Tensors:
+        """Integrated gradients over each stretch, so many patients × points at once."""
+        size = len(stretches) if at_once is None else max(at_once // POINTS, 1)
+        parts = [self._attributed(stretches.take(some)) for some in torch.arange(len(stretches)).split(size)]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    def _attributed(self, stretches: _Stretches) -> Tensors:
+        from captum.attr import IntegratedGradients  # slow to import
+
+        ends, starts = (self.at(stretches.patient, place) for place in (stretches.high, stretches.low))
+        beside = tuple(x[stretches.patient] for x in self.beside)
+        return IntegratedGradients(self.function).attribute(
+            ends, starts, additional_forward_args=beside or None, n_steps=POINTS
+        )
+
+
 def integrate(
     function: Function,
-    inputs: tuple[Tensor, ...],
-    baselines: tuple[Tensor, ...],
-    beside: tuple[Tensor, ...] = (),
+    inputs: Tensors,
+    baselines: Tensors,
+    beside: Tensors = (),
     *,
     tolerance: float = TOLERANCE,
     at_once: int | None = None,
@@ -58,48 +125,48 @@ def integrate(
     Args:
         inputs, baselines: first axis the patients.
         beside: what the function reads, too, and nothing is attributed to; first axis the patients.
-        tolerance: steps are doubled from FIRST_STEPS, for patients whose gap exceeds it, up to MAX_STEPS.
-        at_once: patients × steps in one pass of the function; None: all.
+        tolerance: of the errors of a patient's stretches, summed without sign; where HALVINGS do not reach it, ``gap``
+            tells.
+        at_once: patients × points in one pass of the function; None: all.
 
     >>> square = lambda x: (x**2).sum(dim=1)
     >>> found = integrate(square, (torch.tensor([[3.0, 1.0]]),), (torch.zeros(1, 2),))
     >>> found.parts[0].tolist(), found.steps.tolist()
     ([[9.0, 1.0]], [8])
     """
-    with torch.no_grad():
-        value, start = (function(*point, *beside).double() for point in (inputs, baselines))
+    paths, n = _Paths(function, inputs, baselines, beside), len(inputs[0])
+    everybody, zeros, ones = torch.arange(n), torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+    start, value = paths.values(everybody, zeros), paths.values(everybody, ones)
     parts = tuple(torch.zeros_like(x) for x in inputs)
-    steps = torch.zeros(len(value), dtype=torch.int64)
-    todo, n_steps = torch.arange(len(value)), FIRST_STEPS
-    while len(todo) and n_steps <= MAX_STEPS:
-        own, other, extra = (tuple(x[todo] for x in group) for group in (inputs, baselines, beside))
-        found = _attribute(function, own, other, extra, n_steps, at_once)
-        for part, new in zip(parts, found, strict=True):
-            part[todo] = new.to(part.dtype)
-        steps[todo] = n_steps
-        gap = _totals(found) - (value - start)[todo]
-        todo, n_steps = todo[gap.abs() > tolerance], 2 * n_steps
+    steps, spent = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.float64)
+    todo = _Stretches(everybody, zeros, ones, start, value)
+    for rest in reversed(range(CUTS + 1)):
+        found = paths.attributed(todo, at_once)
+        error = _totals(found) - (todo.at_high - todo.at_low)  # [S]
+        steps.index_add_(0, todo.patient, torch.full_like(todo.patient, POINTS))
+        settled = torch.ones_like(error, dtype=torch.bool)
+        if rest:
+            settled = _settled(todo.patient, error, tolerance**2 - spent)
+        for part, own in zip(parts, found, strict=True):
+            part.index_add_(0, todo.patient[settled], own[settled].to(part.dtype))
+        spent.index_add_(0, todo.patient[settled], error[settled] ** 2)
+        if bool(settled.all()):
+            break
+        todo = todo.take(~settled).cut(paths)
     return Integrated(parts, value, start, steps)
 
 
-def _attribute(
-    function: Function,
-    inputs: tuple[Tensor, ...],
-    baselines: tuple[Tensor, ...],
-    beside: tuple[Tensor, ...],
-    n_steps: int,
-    at_once: int | None,
-) -> tuple[Tensor, ...]:
-    from captum.attr import IntegratedGradients  # slow to import
-
-    return IntegratedGradients(function).attribute(
-        inputs,
-        baselines,
-        additional_forward_args=beside or None,
-        n_steps=n_steps,
-        internal_batch_size=None if at_once is None else max(at_once, len(inputs[0])),
-    )
+def _settled(
+    patient: Int64[Tensor, " S"], error: Float64[Tensor, " S"], allowed: Float64[Tensor, " B"]
+) -> Bool[Tensor, " S"]:
+    """Which stretches are fine enough: all of a patient whose squared errors sum to no more than what is still
+    allowed, as the square of their plain sum does; and of others those that take no more than half of their share."""
+    none = torch.zeros_like(allowed)
+    squares, total = none.index_add(0, patient, error**2), none.index_add(0, patient, error)
+    share = allowed / (2 * none.index_add(0, patient, torch.ones_like(error)).clamp_min(1))
+    done = torch.maximum(squares, total**2) <= allowed
+    return done[patient] | (error**2 <= share[patient])
 
 
-def _totals(parts: tuple[Tensor, ...]) -> Float64[Tensor, " B"]:
+def _totals(parts: Tensors) -> Float64[Tensor, " B"]:
     return torch.stack([part.double().flatten(1).sum(dim=1) for part in parts]).sum(dim=0)
