@@ -220,6 +220,7 @@ def test_with_competing_events_the_observed_risk_is_aalen_johansens() -> None:
     assert wrong["ici"][0] > 5 * found["ici"][0]
 
 
+@pytest.mark.slow
 def test_a_thousand_resamples_of_twenty_thousand_patients_take_seconds() -> None:
     duration, event, survival = cohort(20_000)
     counts = resample_counts(20_000, 1_000, 0)

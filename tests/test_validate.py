@@ -95,8 +95,10 @@ def test_every_figure_stands_before_and_after_with_an_interval(finished):
     for side in ("before", "after"):
         assert {"harrell_c", "uno_c", "ibs"} <= set(finished.found[side]["metrics"])
         for horizon in map(str, ("365.25", "1826")):
-            for name in ("slope", "intercept", "observed", "expected", "oe", "ici", "e90"):
-                figure = finished.found[side]["calibration"][horizon][name]
+            calibration = finished.found[side]["calibration"][horizon]
+            assert {"ici", "e50", "e90"} <= set(calibration)
+            for name in ("slope", "intercept", "observed", "expected", "oe"):
+                figure = calibration[name]
                 assert figure["low"] <= figure["value"] <= figure["high"]
     observed = [finished.found[side]["calibration"]["1826"]["observed"]["value"] for side in ("before", "after")]
     assert observed[0] == observed[1]

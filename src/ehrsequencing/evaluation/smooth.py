@@ -52,9 +52,13 @@ def smooth_calibration(
 
     A logistic regression of the outcome by t on a restricted cubic spline of the logit of the predicted risk, patients
     weighted by the inverse probability of knowing their outcome (``known_outcome``), so that censoring and competing
-    events are accounted for: the curve is that of the cumulative incidence. Three knots: more bend after noise, which
-    raises the ICI of a true model, and what recalibration has left of a model bends little.
-    Austin, Harrell & van Klaveren (2020), Stat Med 39:2714.
+    events are accounted for: the curve is that of the cumulative incidence. Austin, Harrell & van Klaveren (2020), Stat
+    Med 39:2714.
+
+    Three knots, whatever the number of events, so that figures of large and small groups are of one kind. For a wrong
+    slope or one bend they have the least error up to several hundred events, and little more than five knots at 3,000;
+    with 150 events five knots give a true model an ICI of .019 in the mean, three .015. What they cannot show is a
+    curve that winds about the diagonal: there they find half of its ICI.
 
     It is drawn from the 1st to the 99th percentile of the predicted risks, at least ``MIN_CELL`` patients beyond either
     end, and its ends lie between two patients.

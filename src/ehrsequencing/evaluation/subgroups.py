@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -20,10 +21,10 @@ MAX_GROUPS = 12
 """Of more groups the smallest are taken together."""
 METRICS: Mapping[str, tuple[str, ...]] = {
     "concordance": ("uno_c",),
-    "calibration": ("oe", "slope"),
-    "errors": ("brier",),
+    "calibration": ("oe@", "slope@"),
+    "errors": ("brier@",),
 }
-"""What is told of a group: families of figures, and of each the metrics (at every horizon)."""
+"""What is told of a group: families of figures, and of each the metrics, those with an @ at every horizon."""
 OTHER, UNKNOWN = "other", "unknown"
 WITHHELD, FEW = "withheld", f"<{MIN_CELL}"
 
@@ -126,7 +127,7 @@ def _figures(evaluation: Evaluation, seeds: Sequence[SurvivalPredictions]) -> di
             if error.code != Exit.COHORT:
                 raise
             continue  # nobody in the group can be compared
-        found |= {name: figure for name, figure in scores.items() if name.split("@")[0] in metrics}
+        found |= {name: figure for name, figure in scores.items() if re.sub("@.*", "@", name) in metrics}
     return {name: figure.to_json() for name, figure in found.items() if np.isfinite(figure.value)}
 
 

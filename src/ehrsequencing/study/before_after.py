@@ -21,7 +21,7 @@ from ehrsequencing.timegrid import TimeGrid
 
 ERRORS = ("errors", "calibration", "whole_curve")
 """Families of figures that do not rank patients."""
-NO_ERRORS = ("slope", "intercept", "oe")
+NO_ERRORS = ("slope", "intercept", "oe", "scaled_ibs", "scaled_brier")
 """Figures of these families that are not better the lower they are."""
 HOW = (
     "Cross-fitted: patients are divided into two halves by a hash of their id; each half is recalibrated (one slope, "

@@ -16,15 +16,14 @@ from jaxtyping import Int64
 from ehrsequencing.cohort import Cohort
 from ehrsequencing.config import DAYS_PER_YEAR, MIN_TRAIN_EVENTS
 from ehrsequencing.evaluation.causes import cause_figures
-from ehrsequencing.evaluation.compare import Evaluation, Scores, paired_difference
+from ehrsequencing.evaluation.compare import Evaluation, Scores
 from ehrsequencing.evaluation.subgroups import score_subgroups
+from ehrsequencing.evaluation.verdict import difference_table
 from ehrsequencing.predictions import Predictions
 
 COMPARISON, PREDICTIONS, RAW = "comparison.json", "predictions", "raw"
 KINDS = ("oracle", "strategy", "control", "baseline", "predictions")
 """What a row is, in the order in which rows are told; ``predictions``: somebody's file, whoever made it."""
-COMPARED = ("uno_c", "ibs")
-"""Metrics of the paired differences."""
 SUBGROUP_RESAMPLES = 500
 """Resamples of a subgroup's figures, at most: there are many subgroups."""
 
@@ -189,14 +188,13 @@ def _row(model: Model, scores: Scores) -> dict[str, Any]:
 
 
 def differences(pairs: Sequence[tuple[str, str]], scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
-    """Each pair's first model minus its second, on the same patients, by metric where both have it."""
-    rows = []
-    for name, against in pairs:
-        for metric in COMPARED:
-            if metric in scores[name].figures and metric in scores[against].figures:
-                interval = paired_difference(scores[against], scores[name], metric)
-                rows.append({"model": name, "against": against, "metric": metric, **interval.to_json()})
-    return rows
+    """Each pair's first model minus its second, on the same patients, by metric, with the rule's word for C."""
+    return [
+        entry
+        for name, against in pairs
+        for difference in difference_table({name: scores[name], against: scores[against]}, against)
+        for entry in difference.to_json()
+    ]
 
 
 def write_predictions(models: Sequence[Model], folder: Path) -> None:

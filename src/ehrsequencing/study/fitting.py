@@ -99,7 +99,9 @@ def _write_attributions(work: Workplace, division: Division, data: SurvivalData)
     best = _best_bundle(work, division) if work.study.explain and not place.exists() else None
     if best is not None:
         rows = data.rows[data.index(HELD_OUT)]
-        write_json(place, explain_rows(best, work.dataset, rows, max_patients=work.study.explain, progress=work.progress))
+        write_json(
+            place, explain_rows(best, work.dataset, rows, max_patients=work.study.explain, progress=work.progress)
+        )
 
 
 def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
