@@ -48,7 +48,7 @@ def _steps(summary: Summary) -> Iterator[tuple[list[str], str]]:
         lines[0] = f"Left out{' together' if len(group.rules) > 1 else ''}: {group.removed}"
         yield lines, group.remaining
     if summary.aside:
-        yield [f"Not labelled in this study: {summary.aside}", "their records serve pretraining alone"], ""
+        yield [f"Not labelled here: {summary.aside}", "eligible, and left out of this study's cohort"], ""
 
 
 def _lossy(summary: Summary) -> list[AttritionGroup]:

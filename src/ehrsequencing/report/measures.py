@@ -65,6 +65,9 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
 }  # fmt: skip
 
 
+CAUSE_MEASURES, CAUSE_MEASURES_AT = ("uno_c", "ibs", "scaled_ibs"), ("auc", "oe", "ici")
+
+
 @dataclass(frozen=True)
 class Table:
     """The columns (label, metric, digits) of a family that any row has."""
@@ -106,6 +109,12 @@ def _table(hook: str, title: str, names: Sequence[str], rows: Sequence[Row], sho
     columns = ((metric_name(name.partition("@")[0] if short else name), name) for name in known)
     digits = (MEASURES[name.partition("@")[0]].digits for name in known)
     return Table(hook, title, tuple((*column, places) for column, places in zip(columns, digits, strict=True)))
+
+
+def cause_columns(rows: Sequence[Row], horizons: Sequence[float]) -> list[tuple[str, str, int]]:
+    """What is told of a cause that is not the outcome: label, metric, digits."""
+    names = [*CAUSE_MEASURES, *(f"{measure}@{day:.10g}" for day in horizons for measure in CAUSE_MEASURES_AT)]
+    return list(_table("", "", names, rows).columns)
 
 
 def others(rows: Sequence[Row], horizons: Sequence[float]) -> list[Table]:

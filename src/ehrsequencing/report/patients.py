@@ -71,8 +71,9 @@ def shown_models(rows: Sequence[Row], inputs: Inputs, tau: float) -> tuple[Shown
 
 
 def leading_rows(rows: Sequence[Row]) -> list[Row]:
-    """The best transformer by itself, the best simple model, the best blend, then anybody's files, best first."""
-    chosen = [best_of(rows, "strategy", blend=False), best_of(rows, "baseline"), best_of(rows, "strategy", blend=True)]
+    """Anybody's files, best first; then the best transformer alone, simple model, and blend that is no other model."""
+    told = [row for row in rows if not (row.blend and row.alpha in (0.0, 1.0))]
+    chosen = [best_of(told, "strategy", blend=False), best_of(told, "baseline"), best_of(told, "strategy", blend=True)]
     given = sorted((row for row in rows if row.kind == "predictions"), key=lambda row: -row.uno_c.value)
     return list({row.model: row for row in (*given, *chosen) if row is not None}.values())[:MAX_SHOWN]
 

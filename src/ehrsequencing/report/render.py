@@ -20,7 +20,7 @@ from ehrsequencing.report.figures import save_forest
 from ehrsequencing.report.formats import FORMATS
 from ehrsequencing.report.gallery import draw, subgroup_measures, subgroup_model
 from ehrsequencing.report.inputs import Inputs, read_inputs
-from ehrsequencing.report.measures import meanings, metric_name, others, tables
+from ehrsequencing.report.measures import cause_columns, meanings, others, tables
 from ehrsequencing.report.summary import summarise, summarise_folder
 from ehrsequencing.report.tripod import answers, tally
 
@@ -101,7 +101,7 @@ def render(summary: Summary) -> str:
         groups=[(_kind_name(kind, summary.rows), kind, rows) for kind, rows in _by_kind(summary.rows)],
         tables={part: tables(summary.rows, part, horizons) for part in ("discrimination", "accuracy", "calibration")}
         | {"others": others(summary.rows, horizons)},
-        cause_tables=[(cause, rows, _cause_columns(rows)) for cause, rows in summary.cause_figures],
+        cause_tables=[(cause, rows, cause_columns(rows, horizons)) for cause, rows in summary.cause_figures],
         meanings=meanings(summary.rows),
         notes=_notes(summary.rows),
         checked=[(row.model, row.checks["d_calibration"]) for row in summary.rows if "d_calibration" in row.checks],
@@ -147,10 +147,6 @@ def _kind_name(kind: str, rows: Sequence[Row]) -> str:
     if kind == "baseline" and any(row.kind == "predictions" for row in rows):
         return "Set against it"
     return KIND_NAMES.get(kind, kind)
-
-
-def _cause_columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    return [(metric_name(name), name) for name in dict.fromkeys(name for row in rows for name in row.metrics)]
 
 
 def _notes(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -8,7 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from ehrsequencing.cohort import Cohort
 from ehrsequencing.cohort.attrition import cell
+from ehrsequencing.config import TRAIN, TUNING
 from ehrsequencing.report import measured
 from ehrsequencing.report.contents import KINDS, Difference, Interval, Row, Summary
 from ehrsequencing.report.explained import attributions_of
@@ -72,7 +76,7 @@ def summarise(inputs: Inputs) -> Summary:
         causes=_causes(data),
         split=str(data.get("split", "held_out")),
         folds=_whole(data.get("folds")),
-        parts=_parts(data),
+        parts=_parts(data, inputs.cohort),
         tau=float(data["tau"]),
         horizon=max(horizons),
         horizons=horizons,
@@ -86,7 +90,7 @@ def summarise(inputs: Inputs) -> Summary:
         sample_size=data.get("sample_size") or {},
         runs=inputs.runs,
         trajectories=inputs.trajectories,
-        cause_figures=_cause_figures(data.get("cause_figures") or {}),
+        cause_figures=_cause_figures(data.get("cause_figures") or {}, rows),
         subgroups=subgroups_of(data.get("subgroups") or []),
         attributions=attributions_of(scrub(inputs.attributions, inputs.folder)),
         casemix=scrub(inputs.casemix, inputs.folder),
@@ -170,8 +174,16 @@ def _row(row: Mapping[str, Any]) -> Row:
     )
 
 
-def _cause_figures(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[tuple[str, tuple[Row, ...]], ...]:
-    return tuple((str(cause), tuple(_row(row) for row in rows)) for cause, rows in data.items())
+def _cause_figures(
+    data: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Row]
+) -> tuple[tuple[str, tuple[Row, ...]], ...]:
+    """Each other cause's rows, in the order of ``rows``."""
+    order = [row.model for row in rows]
+    found = {str(cause): [_row(row) for row in own] for cause, own in data.items()}
+    return tuple(
+        (cause, tuple(sorted(own, key=lambda row: order.index(row.model) if row.model in order else len(order))))
+        for cause, own in found.items()
+    )
 
 
 def _not_computed(reasons: Mapping[str, Any]) -> list[str]:
@@ -214,10 +226,19 @@ def _shown_differences(differences: Sequence[Difference], rival: Row | None) -> 
     return tuple(sorted(mine or differences, key=lambda d: -_finite(d.uno_c.value, -1.0)))
 
 
-def _parts(data: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
-    named = (("training", "n_train", "events_train"), ("tuning", "n_tuning", "events_tuning"))
+def _parts(data: Mapping[str, Any], cohort: Cohort | None) -> tuple[tuple[str, str, str], ...]:
+    """Training and tuning patients and their outcomes, as the comparison has them or else the cohort beside it."""
+    named = (("training", TRAIN), ("tuning", TUNING))
+    counts = {part: (data.get(f"n_{split}"), data.get(f"events_{split}")) for part, split in named}
+    if cohort is not None and "n_train" not in data and data.get("folds") is None:
+        counts = {part: _counted(cohort, split, float(data["tau"])) for part, split in named}
     return tuple(
-        (part, cell(int(data[n])), events_cell(int(data[n]), int(data[events])))
-        for part, n, events in named
-        if data.get(n) is not None and data.get(events) is not None
+        (part, cell(int(n)), events_cell(int(n), int(events)))
+        for part, (n, events) in counts.items()
+        if n and events is not None
     )
+
+
+def _counted(cohort: Cohort, split: str, tau: float) -> tuple[int, int]:
+    rows = cohort.table.filter(pl.col("split") == split)
+    return rows.height, rows.filter((pl.col("event") == 1) & (pl.col("duration") <= tau)).height

@@ -131,7 +131,7 @@ def _answer(item: Item, summary: Summary) -> Answer:
         return Answer(item, item.section, item.left)
     if item.partly:
         return Answer(item, item.section, item.partly)
-    return Answer(item, "", item.left or "not recorded by this study")
+    return Answer(item, "", item.left or "not known to this page")
 
 
 def tally(answered: tuple[Answer, ...]) -> str:
