@@ -486,7 +486,8 @@ def test_limitations_follow_from_the_facts(study: Path, tmp_path: Path) -> None:
 def test_small_subgroups_are_neither_counted_nor_scored(html: str) -> None:
     table = section(html, 'table="subgroups"')
     assert "70 or more &lt;10 &lt;10 too few" in table
-    assert "under 50 ~600 ~80" in table
+    assert "under 50 600 withheld 0.780" in table
+    assert "50 to 69 withheld withheld 0.800" in table
     assert "SEX//F 480 100 0.810 (0.760–0.860)" in table
 
 

@@ -53,9 +53,7 @@ def deletion_test(
     history = _readable(bundle, dataset, rows, bundle.task)
     ranked = _ranked(found, np.random.default_rng(seed))
     risk = {
-        order: np.array(
-            [_mean_risk(bundle, chosen, _without(history, ranked, order, share), found) for share in shares]
-        )
+        order: np.array([_risk(bundle, chosen, _without(history, ranked, order, share), found) for share in shares])
         for order in ORDERS
     }
     return Deletion(tuple(shares), risk)

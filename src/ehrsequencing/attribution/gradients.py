@@ -1,8 +1,10 @@
 """Integrated gradients (Sundararajan, Taly & Yan 2017, ICML, arXiv:1703.01365) by captum, as finely as needed.
 
 The attribution of input i is (x_i − x'_i) · ∫₀¹ ∂risk/∂x_i (x' + a (x − x')) da; over all inputs they sum to
-risk(x) − risk(x') (completeness). That holds on every stretch of the path too, so that each stretch tells its own error:
-Gauss–Legendre points are taken on the whole path, and again on the halves of the stretches where the error is.
+risk(x) − risk(x') (completeness). That holds on every stretch of the path, too, so that each stretch tells its own
+error: Gauss–Legendre points are taken on the whole path, and anew on pieces of the stretches where the error is. (A
+model that pools by the maximum has a kink wherever another token takes the lead; more points on the whole path help
+little.)
 """
 
 from __future__ import annotations
@@ -125,8 +127,8 @@ def integrate(
     Args:
         inputs, baselines: first axis the patients.
         beside: what the function reads, too, and nothing is attributed to; first axis the patients.
-        tolerance: of the errors of a patient's stretches, summed without sign; where HALVINGS do not reach it, ``gap``
-            tells.
+        tolerance: of a patient's error, estimated as the larger of the root of the summed squares of the stretches'
+            errors and the errors' plain sum; where CUTS do not reach it, ``gap`` tells.
         at_once: patients × points in one pass of the function; None: all.
 
     >>> square = lambda x: (x**2).sum(dim=1)
@@ -138,34 +140,42 @@ def integrate(
     everybody, zeros, ones = torch.arange(n), torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
     start, value = paths.values(everybody, zeros), paths.values(everybody, ones)
     parts = tuple(torch.zeros_like(x) for x in inputs)
-    steps, spent = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.float64)
+    steps = torch.zeros(n, dtype=torch.int64)
+    left = _Error(torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64), tolerance)
     todo = _Stretches(everybody, zeros, ones, start, value)
     for rest in reversed(range(CUTS + 1)):
         found = paths.attributed(todo, at_once)
         error = _totals(found) - (todo.at_high - todo.at_low)  # [S]
         steps.index_add_(0, todo.patient, torch.full_like(todo.patient, POINTS))
-        settled = torch.ones_like(error, dtype=torch.bool)
-        if rest:
-            settled = _settled(todo.patient, error, tolerance**2 - spent)
+        settled = left.settled(todo.patient, error) if rest else torch.ones_like(error, dtype=torch.bool)
         for part, own in zip(parts, found, strict=True):
             part.index_add_(0, todo.patient[settled], own[settled].to(part.dtype))
-        spent.index_add_(0, todo.patient[settled], error[settled] ** 2)
+        left = left.plus(todo.patient[settled], error[settled])
         if bool(settled.all()):
             break
         todo = todo.take(~settled).cut(paths)
     return Integrated(parts, value, start, steps)
 
 
-def _settled(
-    patient: Int64[Tensor, " S"], error: Float64[Tensor, " S"], allowed: Float64[Tensor, " B"]
-) -> Bool[Tensor, " S"]:
-    """Which stretches are fine enough: all of a patient whose squared errors sum to no more than what is still
-    allowed, as the square of their plain sum does; and of others those that take no more than half of their share."""
-    none = torch.zeros_like(allowed)
-    squares, total = none.index_add(0, patient, error**2), none.index_add(0, patient, error)
-    share = allowed / (2 * none.index_add(0, patient, torch.ones_like(error)).clamp_min(1))
-    done = torch.maximum(squares, total**2) <= allowed
-    return done[patient] | (error**2 <= share[patient])
+@dataclass(frozen=True)
+class _Error:
+    """Of the stretches of each patient that are settled: the sum of their errors, and of the errors' squares."""
+
+    total: Float64[Tensor, " B"]
+    squares: Float64[Tensor, " B"]
+    tolerance: float
+
+    def plus(self, patient: Int64[Tensor, " S"], error: Float64[Tensor, " S"]) -> _Error:
+        total, squares = self.total.index_add(0, patient, error), self.squares.index_add(0, patient, error**2)
+        return _Error(total, squares, self.tolerance)
+
+    def settled(self, patient: Int64[Tensor, " S"], error: Float64[Tensor, " S"]) -> Bool[Tensor, " S"]:
+        """Which further stretches are fine enough: all of a patient where they leave it within the tolerance, and of
+        another's those whose errors would not use up much of it even if all had the same sign."""
+        whole = self.plus(patient, error)
+        done = torch.maximum(whole.squares, whole.total**2) <= self.tolerance**2
+        count = torch.zeros_like(self.total).index_add(0, patient, torch.ones_like(error))
+        return done[patient] | (error.abs() * count[patient] <= self.tolerance / (2 * CUTS))
 
 
 def _totals(parts: Tensors) -> Float64[Tensor, " B"]:

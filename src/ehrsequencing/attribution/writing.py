@@ -32,8 +32,8 @@ class Explanation:
         """The most influential codes, for people."""
         found = self.found
         head = (
-            f"{cell(found['patients'])} patients explained by '{found['model']}': risk by {found['horizon']:g} days, in "
-            f"percentage points\ncompared with: {found['baseline']}\n"
+            f"{cell(found['patients'])} patients explained by '{found['model']}': risk by {found['horizon']:g} days\n"
+            f"compared with: {found['baseline']}\n"
         )
         if not found["codes"]:
             return f"{head}no code that at least {MIN_CELL} of them have\n{self._where()}"

@@ -97,7 +97,7 @@ def _trajectories(s: Summary) -> Iterator[Drawn]:
 
 def _subgroups(s: Summary) -> Iterator[Drawn]:
     model, measures = subgroup_model(s), subgroup_measures(s)
-    if model and any(model in group.metrics for each in s.subgroups for group in each.groups):
+    if model and measures and any(model in group.metrics for each in s.subgroups for group in each.groups):
         drawn = bars.subgroups(s.subgroups, model, measures)
         yield Drawn(drawn, numbers.of_subgroups(s.subgroups, model, measures))
 
@@ -146,9 +146,13 @@ def subgroup_model(summary: Summary) -> str:
 
 
 def subgroup_measures(summary: Summary) -> list[tuple[str, str, float | None]]:
-    """What is shown by subgroup: ranking, and observed over expected at the horizon."""
+    """What is shown by subgroup: ranking, and calibration at the horizon, where any group has it."""
     horizon = in_days(summary.horizon)
-    return [
+    groups = [group for each in summary.subgroups for group in each.groups]
+    known = {name for group in groups for figures in group.metrics.values() for name in figures}
+    measures: list[tuple[str, str, float | None]] = [
         ("uno_c", "Uno C", None),
         (f"oe@{summary.horizon:.10g}", f"observed / expected at {horizon}", 1.0),
+        (f"slope@{summary.horizon:.10g}", f"calibration slope at {horizon}", 1.0),
     ]
+    return [measure for measure in measures if measure[0] in known]
