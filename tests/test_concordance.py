@@ -175,6 +175,7 @@ def test_a_hundred_thousand_patients_are_quick_enough_for_every_epoch() -> None:
     assert min(seconds) < 0.4  # about 0.04 on a free core
 
 
+@pytest.mark.slow
 def test_a_thousand_resamples_of_twenty_thousand_patients_take_seconds() -> None:
     duration, event, truth = patients(20_000)
     evaluation = prepare(duration, event, n_boot=1000)

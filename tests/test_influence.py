@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ehrsequencing.errors import EhrError
+from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.compare import QUICK, Evaluation, Interval, evaluate, paired_difference
 from ehrsequencing.evaluation.influence import Influence, influence_interval
 from ehrsequencing.evaluation.verdict import difference_table, judge
@@ -109,6 +109,15 @@ def test_quick_intervals_need_no_resamples_and_are_a_choice_of_evaluate() -> Non
     for metric, interval in quick.items():
         assert interval.value == pytest.approx(boot[metric].value, abs=1e-12)
         assert interval.low < interval.value < interval.high
+
+
+def test_an_interval_of_no_kind_is_refused() -> None:
+    duration, event, truth = patients(60)
+    with pytest.raises(EhrError, match="no interval 'jackknife'") as error:
+        evaluate(
+            predict(truth), duration, event, train_duration=duration, train_event=event, tau=TAU, interval="jackknife"
+        )
+    assert error.value.code is Exit.USAGE
 
 
 def test_a_perfect_ranking_has_no_standard_error_and_no_limits() -> None:
