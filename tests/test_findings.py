@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -170,6 +171,14 @@ def test_a_blend_does_not_hide_what_the_transformer_does_alone() -> None:
     assert first.startswith("The blend lora+wide ranks patients better than the best simple model")
     assert "By itself, without the wide model, the best transformer is lora" in findings[0]
     assert "worse than wide" in findings[0]
+
+
+def test_a_blend_without_the_transformer_is_called_what_it_is() -> None:
+    blend = replace(made("lora+wide", 0.84), alpha=0.0)
+    _, findings = headline([blend, WIDE], against(0.04, 0.01, 0.07, pair=("lora+wide", "wide")))
+    assert findings == [
+        "In the blend lora+wide the transformer has no weight (α 0): it is the wide model by another name."
+    ]
 
 
 def test_a_control_as_good_as_the_strategies_is_named() -> None:

@@ -528,6 +528,9 @@ def test_one_file_of_predictions_is_a_whole_report(tmp_path: Path) -> None:
     assert section(html, "headline").startswith("theirs ranks patients with Uno C 0.800")
     assert "agree with what was observed" in section(html, "findings")
     assert "data-test-differences" not in html
+    assert "is for its authors to say" in section(html, 'section="predictors"')
+    lone = {a.item.number: a.status for a in answers(summarise(tmp_path / "s"))}
+    assert {lone[number] for number in ("9a", "9b", "11", "12b", "12c", "13", "22", "27a", "27b")} == {"authors"}
     drawn = set(re.findall(r'data-test-figure="(\w+)"', html))
     assert drawn >= {"flow", "brier", "calibration", "decision", "thirds", "examples"}
     assert not drawn & {"forest", "training", "footprint"}

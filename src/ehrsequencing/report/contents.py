@@ -227,3 +227,8 @@ class Summary:
     @property
     def competing(self) -> bool:
         return len(self.causes) > 1
+
+    @property
+    def own_models(self) -> bool:
+        """Whether the models were made here, so that the page can say how; of a file of predictions it cannot."""
+        return not any(row.kind == "predictions" for row in self.rows)

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ehrsequencing.cohort.attrition import cell
-from ehrsequencing.cohort.words import in_days
-from ehrsequencing.config import MIN_CELL
+from ehrsequencing.config import DAYS_PER_YEAR, MIN_CELL
 from ehrsequencing.report.contents import Attributions, CodeEffect, Explained, ExplainedVisit
 
+UNITS = ((92.0, 7.0, "week"), (731.0, DAYS_PER_YEAR / 12, "month"), (math.inf, DAYS_PER_YEAR, "year"))
+"""Up to so many days before prediction_time, time is told in units of so many."""
 MOST_CODES, MOST_EXAMPLES, MOST_VISITS, CODES_A_VISIT = 20, 4, 6, 5
 
 
@@ -69,12 +70,11 @@ def _days_before(visit: Mapping[str, Any]) -> float:
 
 def _when(days_before: float) -> str:
     """
-    >>> _when(0.0), _when(84.0), _when(730.5), _when(math.inf)
-    ('in the last week', '12 weeks before', '2 years before', 'without a date, or of the whole record')
+    >>> [_when(days) for days in (0.0, 84.0, 487.0, 1100.0)]
+    ['in the last week', '12 weeks before', '16 months before', '3 years before']
     """
     if math.isinf(days_before):
         return "without a date, or of the whole record"
-    weeks = round(days_before / 7)
-    if weeks < 1:
-        return "in the last week"
-    return f"{weeks} week{'s' * (weeks > 1)} before" if weeks <= 52 else f"{in_days(days_before)} before"
+    size, unit = next((size, unit) for limit, size, unit in UNITS if days_before <= limit)
+    count = round(days_before / size)
+    return f"{count} {unit}{'s' * (count > 1)} before" if count else f"in the last {unit}"

@@ -59,6 +59,7 @@ def headline(
         return _alone(row), [text for text in (calibration_finding(row, horizon), _ibs_alone(row)) if text]
     contest = contest_of(row, rival, differences)
     more = [
+        _weightless_finding(row),
         _blend_finding(rows, differences, row, rival),
         _control_finding(rows),
         calibration_finding(rival if contest.worse else row, horizon),
@@ -126,6 +127,13 @@ def calibration_finding(row: Row, horizon: float | None) -> str:
     sloped = "" if math.isnan(slope.value) else f", calibration slope {estimated(slope, 2)}"
     ratio = f"observed / expected {estimated(oe, 2)}"
     return sentence.format(model=named(row), horizon=in_days(horizon), oe=ratio, slope=sloped)
+
+
+def _weightless_finding(row: Row) -> str:
+    """A blend that leaves the transformer out is the wide model under another name."""
+    if not row.blend or row.alpha is None or row.alpha > 0:
+        return ""
+    return f"In the blend {row.model} the transformer has no weight (α 0): it is the wide model by another name."
 
 
 def _blend_finding(rows: Sequence[Row], differences: Sequence[Difference], row: Row, simple: Row) -> str:

@@ -90,6 +90,15 @@ def points(value: float) -> str:
     return f"{100 * value:+.2f}".replace("-", "−")
 
 
+def within(share: float) -> str:
+    """A small error of a risk.
+
+    >>> within(0.00001), within(0.0004)
+    ('less than 0.01 percentage points', '0.04 percentage points')
+    """
+    return f"{100 * share:.2f} percentage points" if share >= 1e-4 else "less than 0.01 percentage points"
+
+
 def p_value(p: float | None) -> str:
     """
     >>> p_value(0.00004), p_value(0.2345), p_value(None)
@@ -116,6 +125,7 @@ FORMATS: Mapping[str, Callable[..., Any]] = {
     "duration": duration,
     "share": share,
     "points": points,
+    "within": within,
     "p_value": p_value,
     "percent": percent,
     "number": number,

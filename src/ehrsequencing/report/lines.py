@@ -60,7 +60,9 @@ def decisions(panels: Sequence[Decision]) -> Markup:
 
 
 def _decision_panel(axes: Axes, panel: Decision) -> None:
-    axes.plot(panel.thresholds, panel.treat_all, color=FAINT, linewidth=1.0, label="treat all")
+    axes.plot(
+        panel.thresholds, panel.treat_all, color=FAINT, linewidth=1.0, linestyle=(0, (6, 2, 1, 2)), label="treat all"
+    )
     axes.axhline(0, color=INK, linewidth=0.8, label="treat none")
     for (model, values), dashes in zip(panel.models.items(), DASHES, strict=False):
         axes.plot(panel.thresholds, values, color=color(model), linestyle=dashes, linewidth=1.5, label=model)

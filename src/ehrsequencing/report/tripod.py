@@ -14,6 +14,10 @@ from ehrsequencing.report.contents import Summary
 Present = Callable[[Summary], bool]
 
 
+def _own(summary: Summary) -> bool:
+    return summary.own_models
+
+
 @dataclass(frozen=True)
 class Item:
     """One item.
@@ -67,20 +71,21 @@ ITEMS: tuple[Item, ...] = (
     Item("8a", "Outcome, horizon, how and when assessed, why this outcome", "outcome", "why this outcome"),
     Item("8b", "Assessors of a subjective outcome", "", "assessors, where the outcome needed judgement"),
     Item("8c", "Blinding of outcome assessment", "", "blinding; codes were recorded in routine care"),
-    Item("9a", "Choice of initial predictors", "predictors"),
-    Item("9b", "Definition of all predictors, how and when measured", "predictors", "meaning of local codes"),
+    Item("9a", "Choice of initial predictors", "predictors", needs=_own),
+    Item("9b", "Definition of all predictors, how and when measured", "predictors", "meaning of local codes",
+         needs=_own),
     Item("9c", "Assessors of subjective predictors", "", "assessors, where predictors needed judgement"),
     Item("10", "Sample size and why it suffices", "sample-size", needs=lambda s: bool(s.sample_size),
          partly="why the sample size suffices"),
-    Item("11", "Missing data", "missing"),
+    Item("11", "Missing data", "missing", needs=_own),
     Item("12a", "How data were used and partitioned", "sample-size"),
-    Item("12b", "How predictors were handled", "predictors"),
-    Item("12c", "Type of model, building steps, tuning, internal validation", "model"),
+    Item("12b", "How predictors were handled", "predictors", needs=_own),
+    Item("12c", "Type of model, building steps, tuning, internal validation", "model", needs=_own),
     Item("12d", "Heterogeneity across clusters", "", "clusters, such as hospitals"),
     Item("12e", "Measures and plots of performance, and why", "performance"),
     Item("12f", "Model updating arising from the evaluation", "calibration"),
     Item("12g", "How predictions were calculated", "use"),
-    Item("13", "Class imbalance methods", "model"),
+    Item("13", "Class imbalance methods", "model", needs=_own),
     Item("14", "Approaches to model fairness", "subgroups", "fairness beyond reporting by subgroup",
          needs=lambda s: bool(s.subgroups)),
     Item("15", "Output of the model, classification thresholds", "use", "thresholds, where patients are classified"),
@@ -100,7 +105,7 @@ ITEMS: tuple[Item, ...] = (
     Item("20c", "Comparison of evaluation with development data", "sample-size",
          "distribution of predictors in both; “ehrseq validate” tabulates it for another site"),
     Item("21", "Participants and events in each analysis", "sample-size"),
-    Item("22", "The full model, and restrictions on its use", "use"),
+    Item("22", "The full model, and restrictions on its use", "use", needs=_own),
     Item("23a", "Performance with intervals, also by subgroup", "performance", needs=lambda s: bool(s.subgroups),
          partly="performance by subgroup"),
     Item("23b", "Heterogeneity of performance across clusters", "", "results by cluster, such as hospital"),
@@ -109,8 +114,9 @@ ITEMS: tuple[Item, ...] = (
     Item("25", "Interpretation, also of fairness, against earlier studies", "headline",
          "interpretation against earlier studies"),
     Item("26", "Limitations", "limitations", "what the authors know beyond the data"),
-    Item("27a", "Poor or missing input when the model is used", "use"),
-    Item("27b", "Interaction and expertise required of users", "use", "who operates it, and how they are trained"),
+    Item("27a", "Poor or missing input when the model is used", "use", needs=_own),
+    Item("27b", "Interaction and expertise required of users", "use", "who operates it, and how they are trained",
+         needs=_own),
     Item("27c", "Next steps, applicability", "limitations", "next steps"),
 )  # fmt: skip
 
