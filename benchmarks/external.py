@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import polars as pl
+import readme
 import yaml
 from sksurv.datasets import load_flchain, load_gbsg2, load_whas500
 from sksurv.ensemble import GradientBoostingSurvivalAnalysis
 from sksurv.linear_model import CoxPHSurvivalAnalysis
 from sksurv.util import Surv
 
-import readme
 from ehrsequencing import Cohort, MedsDataset, Predictions, from_dataframe, run_study
 from ehrsequencing.config import CURVE_POINTS, SplitConfig
 from ehrsequencing.evaluation.compare import Evaluation, Scores, paired_difference
@@ -246,8 +246,8 @@ def section(found: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             f"### {found['data'].upper()}: {source.about}",
-            f"{found['n']:,} patients, {found['events']:,} events up to τ = {found['tau']:,.0f} days, out of fold; "
-            f"{found['seconds']:.0f} s. Measured elsewhere (other splits, so only near): {elsewhere}.",
+            f"{found['n']:,} patients, {found['events']:,} events up to τ = {found['tau']:,.0f} days. "
+            f"Measured elsewhere (other splits, so only near): {elsewhere}.",
             readme.table(["model", "Harrell C", "Uno C", "IBS", "Uno C − that of sksurv Cox"], lines),
         ]
     )

@@ -38,7 +38,8 @@ def made(arguments: Sequence[str] | None = None) -> str:
     words = " ".join(sys.argv[1:] if arguments is None else arguments)
     script = Path(sys.argv[0]).name
     command = f"python benchmarks/{script} {words}".rstrip()
-    return f"{dt.date.today().isoformat()}, `{command}`, Python {platform.python_version()}, {platform.machine()}, one thread."
+    machine = f"Python {platform.python_version()}, {platform.machine()}, one thread"
+    return f"{dt.date.today().isoformat()}, `{command}`, {machine}."
 
 
 def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
