@@ -144,7 +144,7 @@ def study(name: str, folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def score(name: str, dataset: MedsDataset, out: Path) -> dict[str, Any]:
-    """Every model of a finished study, and scikit-survival's, in one evaluation, with differences from its Cox model."""
+    """Every model of a finished study, and scikit-survival's, in one evaluation; differences from its Cox model."""
     comparison = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
     cohort, tau = Cohort.read(out / "cohort"), comparison["tau"]
     rows = cohort.table.sort("subject_id")
