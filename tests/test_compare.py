@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation import compare
+from ehrsequencing.evaluation import evaluated, sweep
 from ehrsequencing.evaluation.compare import Evaluation, Interval, Scores, evaluate, paired_difference, resample_counts
 from ehrsequencing.evaluation.metrics import brier, harrell_c, integrated_brier, uno_c
 from ehrsequencing.nonparametric import censoring_distribution
@@ -87,8 +87,8 @@ def test_evaluate_gives_value_and_percentiles_by_name() -> None:
 def test_blocks_of_events_and_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     duration, event, truth = patients(70)
     whole = prepare(duration, event, horizons=(365.0,)).score(predict(truth)).figures
-    monkeypatch.setattr(compare, "PAIRS_AT_ONCE", 500)
-    monkeypatch.setattr(compare, "WEIGHTS_AT_ONCE", 300)
+    monkeypatch.setattr(sweep, "PAIRS_AT_ONCE", 500)
+    monkeypatch.setattr(evaluated, "WEIGHTS_AT_ONCE", 300)
     parts = prepare(duration, event, horizons=(365.0,)).score(predict(truth)).figures
     for metric in whole:
         np.testing.assert_allclose(parts[metric], whole[metric], rtol=1e-12)
