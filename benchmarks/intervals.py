@@ -15,6 +15,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ LARGEST = 3_000
 """Patients up to whom the bootstrap is tried for coverage."""
 
 
+@cache
 def misfit(share: float) -> tuple[World, Model]:
     """A world and a model that sees most of what matters, its curves too extreme and too low."""
     world = World({"seen": 1.0, "rest": 0.3}, share)
@@ -116,6 +118,7 @@ def wobbly(drawn: Drawn, seed: np.ndarray, wobble: float) -> np.ndarray:
     return drawn.parts["seen"] + wobble * seed @ noise / np.sqrt(DIRECTIONS)
 
 
+@cache
 def noisy_world() -> tuple[World, Model]:
     """A fifth have the outcome; ``noise`` parts are known of everybody and drive nothing."""
     world = World({"seen": 1.0, "rest": 0.3}, 0.2)
@@ -195,19 +198,31 @@ GAINS: Mapping[str, Sequence[float]] = {
 }
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A world with a cheaper and a dearer model."""
+
+    world: World
+    cheaper: Model
+    dearer: Model
+
+    @classmethod
+    def of(cls, world: World) -> Pair:
+        """The cheaper sees q and a, the dearer q and b."""
+        return cls(world, world.model(["q", "a"]), world.model(["q", "b"]))
+
+
 @cache
-def gained(case: str, gain: float) -> World:
-    """The tuned world of a case."""
-    return with_gain(gain, **CASES[case])
+def gained(case: str, gain: float) -> Pair:
+    """The tuned world of a case, and its models."""
+    return Pair.of(with_gain(gain, **CASES[case]))
 
 
-def word(world: World, n: int, seed: int, n_boot: int) -> str:
+def word(pair: Pair, n: int, seed: int, n_boot: int) -> str:
     """What the rule says of one sample of ``n`` evaluated patients."""
-    made, drawn = evaluation(world, n, np.random.default_rng(seed), n_boot=n_boot)
-    cheaper, dearer = (
-        made.score(world.model(sees).predict(drawn), ("concordance", "errors")) for sees in (["q", "a"], ["q", "b"])
-    )
-    return judge(cheaper, dearer).word
+    made, drawn = evaluation(pair.world, n, np.random.default_rng(seed), n_boot=n_boot)
+    scores = (made.score(model.predict(drawn), ("concordance", "errors")) for model in (pair.cheaper, pair.dearer))
+    return judge(*scores).word
 
 
 def rule(case: str, gain: float, n: int, repetitions: int, n_boot: int = RESAMPLES["rule"]) -> list[Cell]:
