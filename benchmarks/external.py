@@ -1,9 +1,10 @@
 """Our models on public survival data, as records of one visit, beside a Cox model and boosting of scikit-survival.
 
-    python benchmarks/external.py [flchain gbsg2 whas500] [--json FILE] [--quick] [--no-page]
+    python benchmarks/external.py [flchain gbsg2 whas500] [--quick] [--no-page]
 
 Five folds; strategies and baselines are fitted by ``run_study`` as in any study, scikit-survival's on the training and
 tuning rows of the same folds, and all are scored by one ``Evaluation``. ``--quick`` leaves out what learns by epochs.
+Figures are kept in ``benchmarks/results/external.json`` and told in the README.
 """
 
 from __future__ import annotations
@@ -268,18 +269,16 @@ def main() -> None:
     """Run, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"data sets: {', '.join(SOURCES)} (default: all)")
-    parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--quick", action="store_true", help="without what learns by epochs")
-    parser.add_argument("--no-page", action="store_true", help="print only")
+    parser.add_argument("--no-page", action="store_true", help="print only, keep nothing")
     arguments = parser.parse_args()
     results = []
     for name in arguments.names or SOURCES:
         with tempfile.TemporaryDirectory() as folder:
             results.append(study(name, Path(folder), **(QUICK if arguments.quick else {})))
         print(section(results[-1]), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
     if not arguments.no_page:
+        (readme.RESULTS / "external.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         readme.publish("external", page(results))
 
 

@@ -5,7 +5,7 @@
     python benchmarks/intervals.py rule [--repetitions 400]         climb, stay, underpowered at known gains
     python benchmarks/intervals.py page                             writes the tables anew from what was kept
 
-Every run keeps its figures in ``benchmarks/intervals.json``, cell by cell, and rewrites its tables in the README. A
+Every run keeps its figures in ``benchmarks/results/intervals.json``, cell by cell, and rewrites its tables in the README. A
 cell that is there with as many repetitions is not run again.
 """
 
@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from worlds import HALF, TAU, Drawn, Model, World, evaluation, with_gain
 from ehrsequencing.evaluation.compare import Evaluation, Interval
 from ehrsequencing.evaluation.verdict import judge
 
-KEPT = Path(__file__).parent / "intervals.json"
+KEPT = readme.RESULTS / "intervals.json"
 SIZES = (300, 1_000, 3_000, 10_000)
 WORDS = ("climb", "stay", "underpowered")
 RESAMPLES = {"coverage": 400, "seeds": 400, "rule": 400}
@@ -41,6 +40,10 @@ Cell = dict[str, Any]
 SHARES = (0.1, 0.3)
 FAMILIES = ("concordance", "auc", "errors", "calibration")
 QUICK = ("concordance", "auc", "errors")
+REPORTED = (
+    *("harrell_c", "uno_c", "uno_c@500", "auc@500", "mean_auc", "ibs", "brier@500", "scaled_ibs"),
+    *("slope@500", "intercept@500", "oe@500", "ici@500", "e90@500"),
+)
 LARGEST = 3_000
 """Patients up to whom the bootstrap is tried for coverage."""
 
@@ -91,7 +94,7 @@ def coverage(n: int, share: float, repetitions: int, n_boot: int = RESAMPLES["co
     true, seen = truth(share), [intervals(n, share, 1_000 * n + k, n_boot) for k in range(repetitions)]
     cells = []
     for way in seen[0]:
-        for metric in seen[0][way]:
+        for metric in (each for each in REPORTED if each in seen[0][way]):
             found = [one[way][metric] for one in seen if metric in one[way] and one[way][metric].low is not None]
             low, high = (np.array([getattr(each, end) for each in found]) for end in ("low", "high"))
             cells.append(
@@ -291,7 +294,7 @@ def coverage_table(cells: Sequence[Cell]) -> str:
     own = [cell for cell in cells if cell["part"] == "coverage"]
     sizes = sorted({cell["n"] for cell in own})
     lines = []
-    for metric in dict.fromkeys(cell["metric"] for cell in own):
+    for metric in REPORTED:
         for share in SHARES:
             for way in ("bootstrap", "influence"):
                 row = {c["n"]: c for c in own if (c["metric"], c["share"], c["way"]) == (metric, share, way)}

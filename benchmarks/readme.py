@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "README.md"
-END = "<!-- end -->"
+RESULTS = PAGE.parent / "results"
 
 
 def begin(script: str) -> str:
@@ -17,15 +17,20 @@ def begin(script: str) -> str:
     return f"<!-- begin: made by benchmarks/{script}.py -->"
 
 
+def end(script: str) -> str:
+    """The line before which they end."""
+    return begin(script).replace("begin", "end", 1)
+
+
 def rewrite(page: str, script: str, content: str) -> str:
     """The page with what stands between the script's markers replaced; nothing else of it is touched.
 
-    >>> rewrite(f"a {begin('x')} old {END} b", "x", "new").splitlines()[0]
+    >>> rewrite(f"a {begin('x')} old {end('x')} b", "x", "new").splitlines()[0]
     'a <!-- begin: made by benchmarks/x.py -->'
     """
     head, rest = page.split(begin(script))
-    tail = rest.split(END, 1)[1]
-    return f"{head}{begin(script)}\n\n{content}\n\n{END}{tail}"
+    tail = rest.split(end(script))[1]
+    return f"{head}{begin(script)}\n\n{content}\n\n{end(script)}{tail}"
 
 
 def publish(script: str, content: str) -> None:

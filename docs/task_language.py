@@ -43,6 +43,8 @@ def one(case: Case) -> str:
     if case.visits:
         parts += ["Visits:", table(case.visits)]
     parts += ["Rows:" if not case.visits else "Evaluated:", table(case.labels)]
+    if case.subgroups:
+        parts += ["Subgroups:", table(case.subgroups)]
     if case.read:
         parts += ["Read:", table(case.read)]
     if case.removed:

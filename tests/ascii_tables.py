@@ -66,6 +66,12 @@ def labels(text: str) -> pl.DataFrame:
     return table(text, LABELS | ({"split": pl.String} if "split" in rows(text)[0] else {}))
 
 
+def groups(text: str) -> pl.DataFrame:
+    """A cohort's subgroups: ``subject_id | prediction_time``, all others text."""
+    keys = {name: LABELS[name] for name in ("subject_id", "prediction_time")}
+    return table(text, dict.fromkeys(rows(text)[0], pl.String) | keys)
+
+
 def readings(text: str) -> pl.DataFrame:
     """What a model reads, sorted: ``subject_id | time | code``."""
     return table(text, READINGS).sort(pl.all())

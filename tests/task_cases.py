@@ -21,6 +21,7 @@ class Case:
         read: what a model reads of the records, where that is the point.
         split: the study's ``split``.
         visit_column: the study's ``tokens.visit_column``.
+        subgroups: the groups of the rows, where that is the point.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Case:
     read: str = ""
     split: dict[str, Any] = field(default_factory=dict)
     visit_column: str | None = None
+    subgroups: str = ""
 
 
 CASES = [
@@ -796,6 +798,41 @@ CASES = [
         5          | 2013-01-01      | 31       | 1     | tuning
         """,
         {"split_by": {"code": {"prefix": "SITE//"}}},
+    ),
+    Case(
+        "subgroups",
+        "codes tell which of them a patient has, the last one known at prediction_time; a predicate tells whether; sex "
+        "and a band of age are there without being asked for",
+        """
+        subject_id | time       | code           | numeric_value
+        1          |            | GENDER//F      |
+        1          | 1950-05-05 | MEDS_BIRTH     |
+        1          | 2010-01-01 | REGION//north  |
+        1          | 2012-12-31 | REGION//south  |
+        1          | 2013-01-02 | REGION//east   |               # later: not known
+        1          | 2012-01-01 | HBA1C          | 7
+        1          | 2013-02-01 | OUT            |
+        2          |            | GENDER//M      |
+        2          | 1973-01-01 | MEDS_BIRTH     |               # 40 on that day
+        2          |            | REGION//north  |
+        2          | 2012-01-01 | HBA1C          | 6
+        2          | 2013-02-01 | OUT            |
+        3          | 2012-01-01 | A              |
+        3          | 2013-02-01 | OUT            |
+        """,
+        """
+        subject_id | prediction_time | duration | event
+        1          | 2013-01-01      | 31       | 1
+        2          | 2013-01-01      | 31       | 1
+        3          | 2013-01-01      | 31       | 1
+        """,
+        {"subgroups": {"region": {"prefix": "REGION//"}, "high_hba1c": {"code": "HBA1C", "value_min": 6.5}}},
+        subgroups="""
+        subject_id | prediction_time | sex     | age      | region  | high_hba1c
+        1          | 2013-01-01      | F       | 60 to 69 | south   | yes
+        2          | 2013-01-01      | M       | 40 to 49 | north   | no
+        3          | 2013-01-01      | unknown | unknown  | unknown | no
+        """,
     ),
     Case(
         "split",

@@ -12,7 +12,7 @@ import torch
 from ehrsequencing.bundle import Bundle, Encoder, Row
 from ehrsequencing.config import TUNING, load_task
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation.calibration import Recalibration
+from ehrsequencing.evaluation.recalibration import Recalibration
 from ehrsequencing.inference import predict, to_predictions
 from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.study.assemble import make_bundle

@@ -89,7 +89,23 @@ def test_advise_says_the_recipe_and_why(ehrseq):
     assert code == 0
     assert "lora" in out
     assert "because" in out
+    assert "4,000 patients with 600 outcomes support about 40 freely estimated parameters" in out
+    assert "better 200, are advised: met" in out
+    assert "is left out" in out
     assert_clear(ehrseq("advise", "--patients", 10, "--events", 60), 2, "60 events among 10 patients")
+
+
+def test_advise_checks_the_sample_size(ehrseq):
+    known = ("--parameters", 30, "--follow-up-years", 2.07, "--horizon-years", 2)
+    code, out, _ = ehrseq("advise", "--patients", 5143, "--events", 692, *known, "--c", 0.69)
+    assert code == 0
+    assert "For 30 candidate parameters (23.1 outcomes each) that is enough." in out
+    assert "left out" not in out
+    found = document(ehrseq("advise", "--patients", 400, "--events", 40, *known, "--json"))["sample_size"]
+    assert [criterion["met"] for criterion in found["development"]["criteria"]] == [False, False, True]
+    assert found["validation"]["enough"] is False
+    assert_clear(ehrseq("advise", "--patients", 40, "--events", 6, "--c", 0.4), 2, "a C of 0.4")
+    assert_clear(ehrseq("advise", "--patients", 40, "--events", 6, "--horizon-years", 0), 2, "a horizon of 0.0 years")
 
 
 def test_one_step_at_a_time_from_records_to_figures(ehrseq, dataset, tmp_path):
@@ -112,7 +128,7 @@ def test_one_step_at_a_time_from_records_to_figures(ehrseq, dataset, tmp_path):
     assert err == f"next: ehrseq evaluate {tmp_path / 'p.parquet'} {tmp_path / 'cohort'}\n"
     code, out, _ = ehrseq("evaluate", tmp_path / "p.parquet", tmp_path / "cohort", "--bootstrap", 50)
     assert code == 0
-    for figure in ("harrell_c", "uno_c", "ibs", "brier@1826"):
+    for figure in ("Harrell C", "Uno C", "IBS", "Brier score at 5 years"):
         assert figure in out
     found = document(ehrseq("evaluate", tmp_path / "p.parquet", tmp_path / "cohort", "--bootstrap", 50, "--json"))
     uno = found["metrics"]["uno_c"]

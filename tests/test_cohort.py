@@ -12,7 +12,7 @@ import pytest
 import yaml
 from polars.testing import assert_frame_equal
 
-from ascii_tables import dataset, labels, readings, task
+from ascii_tables import dataset, groups, labels, readings, task
 from ehrsequencing.cohort import Cohort, build_cohort, cut
 from ehrsequencing.cohort.attrition import Rule
 from ehrsequencing.cohort.rules import exclude_rules, index_rules, outcome_rules, require_rules
@@ -33,6 +33,8 @@ def test_case(case: Case, tmp_path: Path) -> None:
     assert (cohort.visits is None) == (case.visits == "")
     if cohort.visits is not None:
         assert_rows(cohort.visits, case.visits)
+    if case.subgroups:
+        assert_frame_equal(cohort.subgroups, groups(case.subgroups))
     if case.read:
         history = cut(data.scan(), cohort.table, question, visit_column=case.visit_column).collect()
         assert_frame_equal(history.select("subject_id", "time", "code").sort(pl.all()), readings(case.read))

@@ -14,8 +14,8 @@ from ehrsequencing.batches import SurvivalData, Targets
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.config import TRAIN, TUNING, Predicate, load_task
 from ehrsequencing.errors import EhrError
-from ehrsequencing.evaluation.calibration import Recalibration
 from ehrsequencing.evaluation.metrics import harrell_c
+from ehrsequencing.evaluation.recalibration import Recalibration
 from ehrsequencing.hazards import nll_gradient
 from ehrsequencing.inference import predict, to_predictions
 from ehrsequencing.models.behrt import BEHRTConfig

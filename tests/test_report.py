@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import itertools
 import json
 import re
-from dataclasses import dataclass
-from html.parser import HTMLParser
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,246 +15,37 @@ import polars as pl
 import pytest
 from lifelines import AalenJohansenFitter
 
-from ehrsequencing.cohort import Cohort
 from ehrsequencing.cohort.attrition import suppress_attrition
-from ehrsequencing.config import IndexConfig, Predicate, TaskConfig
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation.compare import INTERVAL_MEANING
 from ehrsequencing.predictions import Predictions
-from ehrsequencing.report import courses, figures, readme_figure, render, write_report
-from ehrsequencing.report.contents import Difference, Interval, Row, Run
-from ehrsequencing.report.drawing import COLORS, color
-from ehrsequencing.report.findings import find_difference, headline, power
+from ehrsequencing.report import (
+    courses,
+    figures,
+    read_inputs,
+    readme_figure,
+    render,
+    write_report,
+    write_report_from,
+)
+from ehrsequencing.report.contents import Interval, Row, Run
+from ehrsequencing.report.drawing import COLORS, PALETTE, color
+from ehrsequencing.report.gallery import FIGURES
+from ehrsequencing.report.inputs import read_runs
 from ehrsequencing.report.patients import risk_thirds
-from ehrsequencing.report.summary import read_runs, summarise
-
-TAU = 1826.0
-FIRST_ID = 907_000_001
-PREDICTED = dt.datetime(2013, 1, 1)
-TRUE_SKILL = {"lora": 1.0, "lora+wide": 1.1, "full": 0.9, "frozen": 0.8, "cox": 1.0, "wide": 1.05, "age-sex": 0.5}
-WHY = {
-    "oracle": "the simulator's own hazard",
-    "frozen": "the encoder as pretrained, a small head on top",
-    "frozen-ridge": "the encoder as pretrained, a penalised linear head",
-    "lora": "low-rank adapters in every attention layer, rank 16",
-    "full": "every weight is trained",
-    "from-scratch": "full, without pretraining",
-    "frozen-random": "frozen, with random weights",
-    "cox": "ridge Cox on counts, recency and last values",
-    "boosting": "gradient-boosted trees on the same features",
-    "wide": "the statistician's model in the same head",
-    "age-sex": "Cox on age and sex alone",
-    "kaplan-meier": "the same curve for everybody",
-}
-
-
-def estimate(value: float, half: float) -> dict[str, float]:
-    return {"value": value, "low": value - half, "high": value + half}
-
-
-def row(model: str, kind: str, uno: float, half: float = 0.03, **more: Any) -> dict[str, Any]:
-    metrics = {
-        "uno_c": estimate(uno, half),
-        "harrell_c": estimate(uno + 0.004, half),
-        "ibs": estimate(0.16 - 0.12 * uno, 0.006),
-        "brier@1826": estimate(0.2 - 0.15 * uno, 0.01),
-    }
-    return {
-        "model": model, "kind": kind, "why": WHY.get(model.split("+")[0], ""), "seeds": [0, 1, 2], "trainable": None,
-        "total": None, "seconds": 1.5, "alpha": None, "notes": [], "not_computed": {}, "metrics": metrics,
-    } | more  # fmt: skip
-
-
-ROWS = [
-    row("oracle", "oracle", 0.858, seconds=None, seeds=[0]),
-    row("cox", "baseline", 0.799, seconds=4.1, trainable=256, total=256),
-    row("boosting", "baseline", 0.788, seconds=9.7),
-    row("wide", "baseline", 0.802, trainable=1_204, total=1_204, seconds=2.9),
-    row("age-sex", "baseline", 0.671, trainable=2, total=2, seconds=0.2),
-    row("kaplan-meier", "baseline", 0.5, 0.0, seconds=0.01, trainable=0, total=0),
-    row("frozen", "strategy", 0.784, trainable=16_424, total=499_112, seconds=21.0),
-    row("frozen-ridge", "strategy", 0.787, trainable=405, total=483_093, seconds=3.2),
-    row("lora", "strategy", 0.799, trainable=65_576, total=548_264, seconds=190.0),
-    row("full", "strategy", 0.795, trainable=499_112, total=499_112, seconds=171.0),
-    row("lora+wide", "strategy", 0.818, trainable=66_780, total=549_468, seconds=192.0, alpha=0.5),
-    row("full+wide", "strategy", 0.814, trainable=500_316, total=500_316, seconds=173.0, alpha=0.4,
-        notes=["seed 2 chose α at the edge of its range"]),
-    row("from-scratch", "control", 0.752, trainable=499_112, total=499_112, seconds=168.0),
-    row("frozen-random", "control", 0.741, trainable=16_424, total=499_112, seconds=20.0),
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Fake:
-    """What a finished study is faked from; everything can be left out."""
-
-    n: int = 900
-    rows: tuple[dict[str, Any], ...] = tuple(ROWS)
-    event_rate: float = 0.25
-    difference: tuple[float, float, float] = (0.016, 0.004, 0.028)
-    histories: bool = True
-    folds: int | None = None
-    seed: int = 3
-
-
-def write_study(folder: Path, fake: Fake = Fake(), **changes: Any) -> Path:
-    """A finished study's folder with plausible numbers and one common truth behind predictions and outcomes."""
-    rng = np.random.default_rng(fake.seed)
-    cohort, log_hazard = make_cohort(fake, rng)
-    cohort.write(folder / "cohort")
-    (folder / "predictions").mkdir(parents=True)
-    for model in (r["model"] for r in fake.rows if r["model"] in TRUE_SKILL):
-        write_predictions(folder, model, cohort, log_hazard, TRUE_SKILL[model], rng)
-    if fake.histories:
-        write_histories(folder, fake, rng)
-    events = int(cohort.table["event"].sum())
-    against = "wide"
-    others = [r for r in fake.rows if r["kind"] in ("strategy", "control")]
-    comparison = {
-        "study": "demo", "task": json.loads(cohort.task.model_dump_json(by_alias=True)),
-        "split": "out_of_fold" if fake.folds else "held_out", "n": fake.n, "events": events,
-        "n_train": 1_400, "events_train": 340, "n_tuning": 300, "events_tuning": 72, "horizons": [365.0, 1826.0],
-        "tau": TAU, "cohort_fingerprint": cohort.fingerprint, "token_fingerprint": "5d0c" * 8,
-        "recipe": {
-            "name": "medium", "strategy": "lora", "departures": ["at most 12 epochs instead of 100"],
-            "sentence": "Recipe 'medium' (2,000 to 20,000 labelled patients; here 2,000 with 412 events): lora, "
-            "because low-rank adapters adapt the encoder with a tenth of its weights: the default for transfer.",
-        },
-        "warnings": ["31% of the codes occur in fewer than 5 training patients", "only 7 tuning events (under 20)"],
-        "interval": INTERVAL_MEANING,
-        "tokens": {"n_rows": 2_600, "n_tokens": 214_310, "median_length": 61.0, "truncated_rows": 4, "oov_share": 0.01},
-        "rows": list(fake.rows),
-        "differences": [
-            {"model": r["model"], "against": against, "metric": "uno_c"}
-            | dict(zip(("value", "low", "high"), fake.difference, strict=True))
-            if r["model"] == "lora+wide"
-            else {"model": r["model"], "against": against, "metric": "uno_c"}
-            | estimate(r["metrics"]["uno_c"]["value"] - 0.802, 0.015)
-            for r in others
-        ],
-    }  # fmt: skip
-    (folder / "comparison.json").write_text(json.dumps(comparison | changes), encoding="utf-8")
-    study = {
-        "study": {"data": {"synthea": "/home/jane/exports/csv", "meds": None}, "split": {"seed": 0}, "bootstrap": 1000},
-        "environment": {"python": "3.11.2", "packages": {"torch": "2.13.0", "polars": "2.1.0"}, "hostname": "ward-pc"},
-    }
-    (folder / "study.json").write_text(json.dumps(study), encoding="utf-8")
-    return folder
-
-
-def make_cohort(fake: Fake, rng: np.random.Generator) -> tuple[Cohort, np.ndarray]:
-    log_hazard = rng.normal(0, 1.1, fake.n)
-    base = fake.event_rate / TAU
-    event_time = rng.exponential(1 / (base * np.exp(log_hazard)))
-    censoring = rng.uniform(300, 2_600, fake.n)
-    table = pl.DataFrame(
-        {
-            "subject_id": FIRST_ID + np.sort(rng.choice(10 * fake.n, fake.n, replace=False)),
-            "prediction_time": [PREDICTED] * fake.n,
-            "duration": np.minimum.reduce([event_time, censoring, np.full(fake.n, TAU)]),
-            "event": ((event_time <= censoring) & (event_time <= TAU)).astype(np.int8),
-            "split": ["held_out"] * fake.n,
-        },
-        schema_overrides={"prediction_time": pl.Datetime("us")},
-    )
-    steps = [
-        ("subjects", 0, "everybody in the data"),
-        ("alive", 171, "dead at prediction_time"),
-        ("adult", 268, "under 18 years"),
-        ("history", 7, "no record in the input window"),
-        ("washout", 0, "outcome at or before prediction_time"),
-        ("follow_up", 5, "no record afterwards"),
-    ]
-    remaining = fake.n + sum(removed for _, removed, _ in steps)
-    rows = []
-    for rule, removed, why in steps:
-        remaining -= removed
-        rows.append((rule, removed, remaining, why))
-    attrition = pl.DataFrame(rows, schema=["rule", "removed", "remaining", "why"], orient="row")
-    task = TaskConfig(
-        name="death",
-        index=IndexConfig(date=dt.date(2013, 1, 1)),
-        outcome=Predicate(code="MEDS_DEATH"),
-        horizon_days=TAU,
-    )
-    return Cohort(table, attrition, task), log_hazard
-
-
-def write_predictions(
-    folder: Path, model: str, cohort: Cohort, log_hazard: np.ndarray, skill: float, rng: np.random.Generator
-) -> None:
-    seen = skill * log_hazard + rng.normal(0, 0.5, len(log_hazard))
-    times = TAU * np.arange(1, 101) / 100
-    survival = np.exp(-0.25 / TAU * np.exp(seen)[:, None] * times)  # (n, 100)
-    made = Predictions(
-        subject_id=cohort.table["subject_id"].to_numpy(),
-        prediction_time=cohort.table["prediction_time"].to_numpy(),
-        risk=-survival.mean(axis=1) * TAU,
-        horizon_days=times,
-        survival=survival,
-        cohort_fingerprint=cohort.fingerprint,
-        model=model,
-    )
-    made.write(folder / "predictions" / f"{model}-0.parquet")
-
-
-def write_histories(folder: Path, fake: Fake, rng: np.random.Generator) -> None:
-    folds = [None] if fake.folds is None else range(fake.folds)
-    for model, seed, fold in itertools.product(
-        ("frozen", "lora", "full", "from-scratch", "frozen-random"), range(3), folds
-    ):
-        place = folder / "models" / (f"{model}-{seed}" + ("" if fold is None else f"-fold{fold}"))
-        place.mkdir(parents=True)
-        (place / "history.json").write_text(json.dumps(history(model, rng)), encoding="utf-8")
-    ridge = folder / "models" / "frozen-ridge-0"
-    ridge.mkdir()
-    (ridge / "metrics.json").write_text("{}", encoding="utf-8")
-
-
-def history(model: str, rng: np.random.Generator) -> list[dict[str, Any]]:
-    epochs, top = int(rng.integers(7, 13)), {"frozen-random": 0.745, "from-scratch": 0.755}.get(model, 0.8)
-    x = np.arange(1, epochs + 1)
-    c = top - 0.12 * np.exp(-x / 2) - 0.0008 * np.maximum(x - 6, 0) ** 2 + rng.normal(0, 0.004, epochs)
-    best = int(np.argmax(c))
-    return [
-        {
-            "epoch": int(e), "train_loss": 1.0, "tuning_c": c[i], "tuning_brier": 0.19 - 0.09 * c[i], "tuning_nll": 0.6,
-            "train_c": c[i] + 0.004 * e, "learning_rate": 1e-3, "seconds": 4.0, "best": i == best,
-        }
-        for i, e in enumerate(x)
-    ]  # fmt: skip
-
-
-class Page(HTMLParser):
-    """Tags that do not match, the text, and every attribute."""
-
-    VOID = frozenset({"meta", "link", "br", "img", "input", "hr"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.stack: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in self.VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.stack and self.stack[-1] not in ("style", "script"):
-            self.text += data
-
-    def values(self, name: str) -> list[str]:
-        return [value for _, attribute, value in self.attributes if attribute == name]
+from ehrsequencing.report.summary import ABSENT
+from ehrsequencing.report.summary import summarise_folder as summarise
+from ehrsequencing.report.tripod import ITEMS, answers
+from report_study import (
+    ROWS,
+    Fake,
+    Page,
+    history,
+    row,
+    write_competing,
+    write_lone,
+    write_study,
+    write_trajectories,
+)
 
 
 def page_of(folder: Path) -> tuple[str, Page]:
@@ -279,10 +68,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time; the template must hold without any figure, too."""
-    names = ("forest", "calibration", "thirds", "footprint")
-    monkeypatch.setattr(
-        render, "draw", lambda *_: dict.fromkeys([*names, "incidence", "trajectories"]) | {"training": []}
-    )
+    monkeypatch.setattr(render, "draw", lambda _: dict.fromkeys(FIGURES, ()))
 
 
 @pytest.fixture(scope="module")
@@ -311,10 +97,19 @@ def test_ids_are_unique_and_every_reference_has_its_target(html: str) -> None:
 
 
 def test_every_figure_is_there_with_a_title_and_a_description(html: str) -> None:
-    figures = re.findall(r'data-test-figure="(\w+)"', html)
-    assert figures == ["forest", "calibration", "thirds", "training", "footprint"]
-    assert html.count('role="img"') == html.count("<desc ") == 5
-    assert "data-test-missing" not in html
+    found = re.findall(r'data-test-figure="(\w+)"', html)
+    assert found == [name for name in FIGURES if name not in ("incidence", "trajectories")
+                     for _ in range(2 if name == "calibration" else 1)]  # fmt: skip
+    assert html.count('role="img"') == html.count("<desc ") == len(found)
+    assert "data-test-missing=" not in html
+
+
+def test_every_figure_has_its_numbers_in_a_table(html: str) -> None:
+    drawn = set(re.findall(r'data-test-figure="(\w+)"', html))
+    with_table = set(re.findall(r'data-test-numbers="(\w+)"', html))
+    assert drawn - with_table == {"flow", "influence"}
+    assert 'data-test-table="attrition"' in html
+    assert 'data-test-table="codes"' in html
 
 
 def test_text_in_figures_is_text(html: str) -> None:
@@ -325,7 +120,8 @@ def test_text_in_figures_is_text(html: str) -> None:
 def test_the_same_data_gives_the_same_bytes(study: Path, html: str) -> None:
     found = summarise(study)
     assert str(courses.thirds(found.thirds)) in html
-    assert str(figures.calibration(found.calibration, "5 years")) in html
+    last = [curve for curve in found.calibration if curve.horizon == 1826.0]
+    assert str(figures.calibration(last, "5 years", "calibration1")) in html
 
 
 def test_rows_are_sorted_by_kind_then_by_uno_c(html: str) -> None:
@@ -346,7 +142,7 @@ def test_no_identifier_no_path_no_machine(study: Path, html: str) -> None:
 
 
 def test_small_counts_are_suppressed(html: str) -> None:
-    assert "patients cut to their most recent visits &lt;10" in section(html, "tokens")
+    assert "Patients cut to their most recent visits &lt;10" in section(html, "recorded")
     assert "only &lt;10 tuning events (under 20)" in section(html, "warnings")
     assert "fewer than 5 training patients" in section(html, "warnings")
     table = section(html, "attrition")
@@ -370,7 +166,7 @@ def test_markup_in_sentences_is_escaped(tmp_path: Path) -> None:
 
 
 def test_markup_in_a_models_name_is_escaped_in_figures() -> None:
-    drawn = figures.forest([strategy("<b>&$x$", 0.7)])
+    drawn = figures.forest([Row("<b>&$x$", "strategy", "", (), None, None, None, None, (), {"uno_c": Interval(0.7)})])
     assert "<b>" not in drawn
     assert drawn.count("&lt;b&gt;&amp;$x$") == 2
 
@@ -383,75 +179,7 @@ def test_many_strategies_go_on_to_a_second_figure() -> None:
     assert not ids[0] & ids[1]
 
 
-# The first line, by its rules.
-
-WIDE = Row("wide", "baseline", "", (), None, None, None, None, (), {"uno_c": Interval(0.80, 0.77, 0.83)})
-
-
-def strategy(model: str, value: float, kind: str = "strategy") -> Row:
-    metrics = {"uno_c": Interval(value, value - 0.03, value + 0.03)}
-    return Row(model, kind, "", (), None, None, None, None, (), metrics)
-
-
-def against_wide(value: float, low: float, high: float, model: str = "lora") -> list[Any]:
-    return [Difference(model, "wide", {"uno_c": Interval(value, low, high)})]
-
-
-@pytest.mark.parametrize(
-    ("value", "difference", "said"),
-    [
-        (0.84, (0.04, 0.01, 0.07), "lora ranks patients better than the best simple model"),
-        (0.81, (0.01, -0.01, 0.03), "A simple model ties"),
-        (0.79, (-0.01, -0.03, 0.01), "A simple model is at least as good: wide"),
-        (0.75, (-0.05, -0.08, -0.02), "A simple model wins: wide"),
-        (0.80, (0.0, -0.02, 0.02), "A simple model is at least as good: wide"),
-    ],
-)
-def test_a_simple_model_that_wins_or_ties_comes_first(value: float, difference: Any, said: str) -> None:
-    first, _ = headline([strategy("lora", value), WIDE], against_wide(*difference))
-    assert first.startswith(said)
-    assert ("excludes zero" in first) == (difference[1] > 0 or difference[2] < 0)
-
-
-def test_an_interval_that_touches_zero_includes_it() -> None:
-    first, _ = headline([strategy("lora", 0.81), WIDE], against_wide(0.01, 0.0, 0.02))
-    assert "ties" in first
-
-
-def test_without_a_paired_interval_nothing_is_decided() -> None:
-    first, _ = headline([strategy("lora", 0.9), WIDE], [])
-    assert first.startswith("Which is better is not decided")
-
-
-def test_a_pair_given_the_other_way_round_is_turned() -> None:
-    turned = find_difference(
-        [Difference("wide", "lora", {"uno_c": Interval(-0.04, -0.07, -0.01)})], strategy("lora", 0.84), WIDE
-    )
-    assert turned == Interval(0.04, 0.01, 0.07)
-
-
-def test_a_blend_does_not_hide_what_the_transformer_does_alone() -> None:
-    rows = [strategy("lora+wide", 0.84), strategy("lora", 0.78), WIDE]
-    _, findings = headline(rows, [*against_wide(0.04, 0.01, 0.07, "lora+wide"), *against_wide(-0.02, -0.04, -0.001)])
-    assert "By itself, without the wide model, the best transformer is lora" in findings[0]
-    assert "worse than wide" in findings[0]
-
-
-def test_a_control_as_good_as_the_strategies_is_named() -> None:
-    rows = [strategy("lora", 0.82), strategy("from-scratch", 0.83, "control"), WIDE]
-    _, findings = headline(rows, against_wide(0.02, 0.01, 0.03))
-    assert any(f.startswith("Pretraining is not shown to help: the control from-scratch") for f in findings)
-
-
-def test_few_events_or_wide_intervals_are_said(tmp_path: Path) -> None:
-    rows = [strategy("lora", 0.81), WIDE]
-    assert power(rows, against_wide(0.01, -0.01, 0.03), 3_000, 400) == []
-    said = " ".join(power(rows, against_wide(0.01, -0.05, 0.07), 720, 36))
-    assert "only 36 of 720" in said
-    assert "smaller than about 0.09" in said
-    vague = Row("lora", "strategy", "", (), None, None, None, None, (), {"uno_c": Interval(0.8, 0.7, 0.9)})
-    assert power([vague, WIDE], [], 3_000, 400)[0].startswith("This can tell little")
-    assert "<10 of 50" in power(rows, [], 50, 4)[0]
+# The first line (its rules: test_findings.py).
 
 
 def test_the_headline_of_the_page_is_that_of_the_rules(html: str) -> None:
@@ -469,7 +197,7 @@ def test_a_small_study_in_folds_says_how_little_it_tells(tmp_path: Path) -> None
     html, page = page_of(write_study(tmp_path / "s", fake))
     assert page.stack == []
     assert "This can tell little" in section(html, "power")
-    assert section(html, "headline").startswith("A simple model ties")
+    assert section(html, "headline").startswith("The sample is too small to say whether the blend lora+wide")
     assert "out of fold" in section(html, "evaluated")
 
 
@@ -478,7 +206,9 @@ def test_nothing_but_the_comparison(tmp_path: Path) -> None:
     (tmp_path / "comparison.json").write_text(json.dumps(bare), encoding="utf-8")
     html, page = page_of(tmp_path)
     assert page.stack == []
-    assert set(re.findall(r'data-test-missing="(\w+)"', html)) == {"attrition", "calibration", "thirds", "training"}
+    absent = set(re.findall(r'data-test-missing="(\w+)"', html))
+    assert absent == set(ABSENT)
+    assert html.count("The cohort was not kept beside this report.") == 7
     assert "40 patients, &lt;10 of them" in html
 
 
@@ -585,7 +315,7 @@ def test_thirds_separate_the_truth(study: Path) -> None:
 
 
 def test_calibration_shows_risks_near_the_truth(study: Path) -> None:
-    shown = summarise(study).calibration
+    shown = [curve for curve in summarise(study).calibration if curve.horizon == 1826.0]
     assert [c.model for c in shown] == ["lora", "wide", "lora+wide"]
     for curve in shown:
         assert np.all(np.diff(curve.predicted) > 0)
@@ -630,48 +360,6 @@ def test_a_readme_figure_of_another_type_is_refused(study: Path, tmp_path: Path)
 # Competing events, trajectories, and studies that prove nothing.
 
 
-def write_competing(
-    folder: Path, n: int = 600, *, rate: float = 0.25, models: tuple[str, ...] = ("lora", "wide")
-) -> Path:
-    """A finished study in which death competes, with one common truth; ``rate`` of the outcome within τ."""
-    rng = np.random.default_rng(8)
-    score = rng.normal(0, 0.9, n)
-    hazards = np.stack([rate / TAU * np.exp(score), np.full(n, 0.2 / TAU)])
-    times, censoring = rng.exponential(1 / hazards), rng.uniform(300, 2_600, n)
-    end = np.minimum(censoring, TAU)
-    event = np.where(times.min(axis=0) <= end, times.argmin(axis=0) + 1, 0)
-    fake = Fake(n=n, histories=False)
-    cohort = make_cohort(fake, rng)[0]
-    table = cohort.table.with_columns(
-        duration=pl.Series(np.minimum(times.min(axis=0), end)), event=pl.Series(event.astype(np.int8))
-    )
-    task = cohort.task.model_copy(
-        update={"outcome": Predicate(code="I50"), "competing": {"death": Predicate(code="D")}}
-    )
-    cohort = Cohort(table, cohort.attrition, task)
-    cohort.write(folder / "cohort")
-    (folder / "predictions").mkdir(parents=True)
-    grid = TAU * np.arange(1, 101) / 100
-    gone = 1 - np.exp(-hazards.sum(axis=0)[:, None] * grid)
-    share = (hazards / hazards.sum(axis=0))[:, :, None]
-    for model in models:
-        Predictions(
-            table["subject_id"].to_numpy(), table["prediction_time"].to_numpy(), score, grid, 1 - gone,
-            cohort.fingerprint, model, {"outcome": share[0] * gone, "death": share[1] * gone},
-        ).write(folder / "predictions" / f"{model}-0.parquet")  # fmt: skip
-    counts = {"outcome": int((event == 1).sum()), "death": int((event == 2).sum())}
-    half = 0.12 if counts["outcome"] < 100 else 0.02
-    comparison = {
-        "study": "competing", "task": json.loads(task.model_dump_json(by_alias=True)), "split": "out_of_fold",
-        "folds": 5, "n": n, "events": counts["outcome"], "causes": counts, "horizons": [TAU], "tau": TAU,
-        "cohort_fingerprint": cohort.fingerprint,
-        "rows": [row("lora", "strategy", 0.73, half, seeds=[0]), row("wide", "baseline", 0.72, half, seeds=[0])],
-        "differences": [{"model": "lora", "against": "wide", "metric": "uno_c"} | estimate(0.01, half / 2)],
-    }  # fmt: skip
-    (folder / "comparison.json").write_text(json.dumps(comparison), encoding="utf-8")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def competing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_competing(tmp_path_factory.mktemp("competing") / "study")
@@ -681,9 +369,11 @@ def test_with_competing_events_nothing_is_by_kaplan_meier(competing: Path) -> No
     html, _ = page_of(competing)
     text = re.sub(r"<[^>]+>", " ", html)
     assert "Aalen–Johansen" in text
-    assert [m.start() for m in re.finditer("Kaplan–Meier", text)] == [text.index("Kaplan–Meier curve would overstate")]
+    assert [m.start() for m in re.finditer("(?<!reverse )Kaplan–Meier", text)] == [
+        text.index("Kaplan–Meier curve would overstate")
+    ]
     assert "with the competing event “death” first" in section(html, "evaluated")
-    assert "death: first event D" in section(html, "facts")
+    assert "death: first event D" in section(html, 'facts="outcome"')
 
 
 def test_curves_by_third_are_incidences_of_the_outcome(competing: Path) -> None:
@@ -722,32 +412,132 @@ def test_a_cause_with_few_events_is_neither_counted_nor_drawn(tmp_path: Path) ->
 def test_example_patients_are_drawn_over_their_visits_by_number(competing: Path, tmp_path: Path) -> None:
     assert summarise(competing).trajectories == ()
     folder = write_competing(tmp_path / "s", n=200)
-    rows = {
-        "patient": [2, 1, 1, 2],
-        "days_since_first_visit": [0.0, 0.0, 900.0, 40.0],
-        "risk_at_horizon": [0.4, 0.1, 0.3, 0.2],
-    }
-    pl.DataFrame(rows).write_parquet(folder / "trajectories.parquet")
+    write_trajectories(folder)
     found = summarise(folder).trajectories
     assert [(t.patient, t.days.tolist(), t.risk.tolist()) for t in found] == [
         (1, [0.0, 900.0], [0.1, 0.3]),
         (2, [0.0, 40.0], [0.4, 0.2]),
     ]
-    html, _ = page_of(folder)
-    drawn = html[html.index('data-test-figure="trajectories"') :]
+    drawn = courses.trajectories(found, "5 years")
     assert "patient 1: 2 visits, 10% at the first, 30% at the last" in drawn
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_hundred_patients_prove_nothing_and_the_report_says_so(tmp_path: Path) -> None:
     """About 100 patients in five folds, some 25 events: the first screen says how little that can tell."""
     folder = write_competing(tmp_path / "s", n=100, rate=0.30)
     events = json.loads((folder / "comparison.json").read_text())["events"]
     assert 15 <= events <= 30
     html, page = page_of(folder)
-    header = re.sub(r"<[^>]+>", " ", html[html.index("<header>") : html.index("</header>")])
+    header = re.sub(r"<[^>]+>", " ", html[html.index("<header ") : html.index("</header>")])
     assert f"only {events} of 100 evaluated patients had the outcome" in header
     assert "under 100 events models are hard to rank" in header
     assert "0.24 wide" in header
     assert "A simple model ties" in header
     assert "read the order of the models below as undecided" in header
     assert page.stack == []
+
+
+# TRIPOD+AI, limitations, subgroups, one model alone, dark mode.
+
+
+def test_the_checklist_is_complete_and_every_place_it_names_exists(html: str) -> None:
+    numbers = [item.number for item in ITEMS]
+    assert len(numbers) == len(set(numbers)) == 52
+    assert re.findall(r'data-test-item="(\w+)"', html) == numbers
+    places = {item.section for item in ITEMS if item.section}
+    assert places <= set(re.findall(r'data-test-section="([\w-]+)"', html))
+
+
+def test_sections_stand_in_the_order_of_the_guideline(html: str) -> None:
+    assert re.findall(r'data-test-section="([\w-]+)"', html) == [
+        "headline", "source", "eligibility", "outcome", "predictors", "sample-size", "missing", "model", "performance",
+        "calibration", "decision", "risk-groups", "examples", "subgroups", "why", "limitations", "use", "tripod",
+        "provenance",
+    ]  # fmt: skip
+
+
+def test_what_is_not_there_is_left_to_the_authors(study: Path) -> None:
+    full, bare = summarise(study), replace(summarise(study), subgroups=(), sample_size={}, casemix={}, attrition=())
+    found = [{a.item.number: (a.status, a.left) for a in answers(s)} for s in (full, bare)]
+    assert [each["10"][0] for each in found] == ["answered", "in part"]
+    assert [each["23a"] for each in found] == [("answered", ""), ("in part", "performance by subgroup")]
+    assert [each["14"][0] for each in found] == ["in part", "authors"]
+    assert [each["20b"][0] for each in found] == ["in part", "authors"]
+    assert found[0]["17"] == ("authors", "approval and consent")
+
+
+def test_limitations_follow_from_the_facts(study: Path, tmp_path: Path) -> None:
+    said = " ".join(summarise(study).limitations)
+    assert "The records are simulated" in said
+    assert "Training departed from the recommended recipe" in said
+    assert "Performance by subgroup" not in said
+    assert "Fewer than 100" not in said
+    rows = [row("lora", "strategy", 0.8, seeds=[0]), row("cox", "baseline", 0.7)]
+    rows[0]["metrics"]["oe@1826"] = {"value": 1.3, "low": 1.1, "high": 1.5}
+    few = Fake(n=200, event_rate=0.1, rows=tuple(rows), extras=False, histories=False)
+    folder = write_study(tmp_path / "s", few, subgroups=[], tokens={"n_rows": 200, "truncated_rows": 40})
+    said = " ".join(summarise(folder).limitations)
+    for wanted in ("Fewer than 100 evaluated", "one seed", "too low on average", "longer records", "one dataset"):
+        assert wanted in said
+    assert "simulated" not in said
+
+
+def test_small_subgroups_are_neither_counted_nor_scored(html: str) -> None:
+    table = section(html, 'table="subgroups"')
+    assert "70 or more &lt;10 &lt;10 too few" in table
+    assert "under 50 600 withheld 0.780" in table
+    assert "50 to 69 withheld withheld 0.800" in table
+    assert "SEX//F 480 100 0.810 (0.760–0.860)" in table
+
+
+def test_codes_of_few_patients_are_not_named(html: str) -> None:
+    assert "RARE//1" not in html
+    assert "Heart failure 88 +6.10 +6.30" in section(html, 'table="codes"')
+    assert "Patient 1: risk 62.0%, against 20.0%" in section(html, 'table="explained"')
+    assert "all other visits +2.00" in section(html, 'table="explained"')
+
+
+def test_recalibration_is_shown_before_and_after(study: Path) -> None:
+    (found,) = summarise(study).recalibrated
+    assert found.model == "lora"
+    assert found.before["slope"] < found.after["slope"]
+
+
+def test_years_hide_whose_they_are(study: Path) -> None:
+    source = summarise(study).source
+    assert (source.years, source.split, source.simulated) == ("2013", "random", True)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_colors_show_against_their_page(dark: bool) -> None:
+    def luminance(color: str) -> float:
+        parts = np.array([int(color[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    page = luminance(PALETTE["paper"][dark])
+    for name, pair in PALETTE.items():
+        low, high = sorted((page, luminance(pair[dark])))
+        assert name in ("paper", "rule") or (high + 0.05) / (low + 0.05) >= 3.0, name
+
+
+def test_one_file_of_predictions_is_a_whole_report(tmp_path: Path) -> None:
+    html, page = page_of(write_lone(tmp_path / "s"))
+    assert page.stack == []
+    assert section(html, "headline").startswith("theirs ranks patients with Uno C 0.800")
+    assert "agree with what was observed" in section(html, "findings")
+    assert "data-test-differences" not in html
+    drawn = set(re.findall(r'data-test-figure="(\w+)"', html))
+    assert drawn >= {"flow", "brier", "calibration", "decision", "thirds", "examples"}
+    assert not drawn & {"forest", "training", "footprint"}
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_report_is_made_from_what_is_in_hand(study: Path, tmp_path: Path) -> None:
+    inputs = read_inputs(study)
+    kept = {key: inputs.predictions[key] for key in inputs.predictions}
+    out = write_report_from(replace(inputs, predictions=kept, runs=()), tmp_path / "page.html")
+    text = out.read_text(encoding="utf-8")
+    assert 'data-test-missing="training"' in text
+    assert 'data-test-missing="thirds"' in text  # no figure is drawn in this test

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +90,8 @@ def test_figures_of_the_outcome_with_calibration_and_causes(place: tuple[Path, P
     text = found.text()
     assert "200 of 200 rows (100 patients) of 'held_out'" in text
     assert "competing events are no censoring" in text
-    assert "calibration at 400 days: slope" in text
-    assert "observed/expected" in text
+    assert "Slope at 400 days" in text
+    assert "by 400 days: observed risk" in text
     assert found.to_json()["calibration"]["1000"]["intercept"] is not None
     assert found.figures["ici@400"].low is not None
 
@@ -120,3 +122,55 @@ def test_predictions_at_other_times_are_refused(place: tuple[Path, Predictions, 
     with pytest.raises(EhrError, match="another prediction_time") as raised:
         evaluate_file(tmp_path / "late.parquet", folder / "cohort", bootstrap=0, split="held_out")
     assert raised.value.code is Exit.LEAKAGE
+
+
+def weaker(predictions: Predictions, noise: float) -> Predictions:
+    """The same patients in a noisier order, the curves as they were."""
+    risk = predictions.risk + np.random.default_rng(2).normal(scale=noise, size=len(predictions))
+    return replace(predictions, risk=risk, model="noisy")
+
+
+def test_two_files_are_compared_on_the_rows_they_share(place: tuple[Path, Predictions, Cohort], tmp_path: Path) -> None:
+    folder, predictions, _ = place
+    weaker(predictions, 2.0).take(np.arange(len(predictions) - 50)).write(tmp_path / "noisy.parquet")
+    found = evaluate_file(
+        folder / "p.parquet", folder / "cohort", against=[tmp_path / "noisy.parquet"], bootstrap=50, split="held_out"
+    )
+    assert (found.n, found.of) == (PATIENTS - 50, PATIENTS)
+    (c, ibs) = found.differences
+    assert (c["model"], c["against"], c["metric"]) == ("truth", "noisy", "uno_c")
+    assert c["low"] > 0
+    assert c["value"] == pytest.approx(found.figures["uno_c"].value - found.others["noisy"]["uno_c"].value)
+    assert ibs["value"] == ibs["low"] == ibs["high"] == 0.0, "equal curves on equal resamples"
+    assert "Uno C: truth − noisy +" in found.text()
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_two_files_of_one_name_are_told_apart(place: tuple[Path, Predictions, Cohort], tmp_path: Path) -> None:
+    folder, predictions, _ = place
+    predictions.write(tmp_path / "again.parquet")
+    found = evaluate_file(
+        folder / "p.parquet", folder / "cohort", against=[tmp_path / "again.parquet"], bootstrap=0, split="held_out"
+    )
+    assert (found.model, *found.others) == ("p", "again")
+
+
+def test_a_stranger_s_predictions_get_the_whole_report(place: tuple[Path, Predictions, Cohort], tmp_path: Path) -> None:
+    folder, _, _ = place
+    out = tmp_path / "report"
+    found = evaluate_file(folder / "p.parquet", folder / "cohort", report=out, bootstrap=20, split="held_out")
+    page = (out / "report.html").read_text()
+    assert found.report == out / "report.html"
+    assert "truth" in page
+    kept = json.loads((out / "comparison.json").read_text())
+    assert [row["model"] for row in kept["rows"]] == ["truth"]
+    assert kept["rows"][0]["metrics"]["uno_c"] == found.to_json()["metrics"]["uno_c"]
+
+
+def test_a_report_never_replaces_something_else(place: tuple[Path, Predictions, Cohort], tmp_path: Path) -> None:
+    folder, _, _ = place
+    (tmp_path / "diary.txt").write_text("mine")
+    with pytest.raises(EhrError) as raised:
+        evaluate_file(folder / "p.parquet", folder / "cohort", report=tmp_path, bootstrap=0, split="held_out")
+    assert raised.value.code is Exit.ENVIRONMENT
+    assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]

@@ -80,8 +80,28 @@ def test_the_comparison_names_every_row_with_intervals(finished):
     assert by_name["lora"]["seeds"] == [0, 1]
     assert by_name["frozen-ridge"]["seeds"] == [0]
     assert by_name["lora"]["trainable"] < by_name["lora"]["total"]
-    assert {d["metric"] for d in found["differences"]} == {"uno_c", "ibs"}
+    assert {d["metric"] for d in found["differences"]} == {"uno_c", "ibs", "antolini_c"}
+    assert all(d["word"] in ("climb", "stay", "underpowered") for d in found["differences"] if d["metric"] == "uno_c")
+    assert by_name["lora"]["checks"]["d_calibration"]["p"] is not None
+    assert by_name["lora"]["metrics"]["slope@1826"]["low"] is not None
+    assert {each["name"] for each in found["subgroups"]} >= {"sex", "age"}
+    assert found["sample_size"]["validation"]
     assert any("events" in warning for warning in found["warnings"])
+
+
+def test_what_was_predicted_before_recalibration_is_kept(finished):
+    out, _ = finished
+    raw, final = (Predictions.read(out / "predictions" / place / "cox-0.parquet") for place in ("raw", "."))
+    assert np.array_equal(raw.subject_id, final.subject_id)
+    assert np.abs(raw.survival - final.survival).max() > 0
+    assert not (out / "predictions" / "raw" / "kaplan-meier-0.parquet").exists(), "one curve for all is not adjusted"
+
+
+def test_the_best_strategy_is_explained(finished):
+    out, _ = finished
+    found = json.loads((out / "attributions.json").read_text())
+    assert found["model"] in {row["model"] for row in comparison(out)["rows"] if row["kind"] == "strategy"}
+    assert found["codes"]
 
 
 def test_the_report_is_written_and_names_no_patient_file(finished):

@@ -18,7 +18,7 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.inference import predict
 from ehrsequencing.predictions import Predictions
-from ehrsequencing.report.patients import TRAJECTORIES
+from ehrsequencing.report.inputs import TRAJECTORIES
 from ehrsequencing.study import plan, run_study
 from ehrsequencing.study.data import prepare
 from ehrsequencing.study.steps import write_bundle

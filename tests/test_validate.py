@@ -95,8 +95,10 @@ def test_every_figure_stands_before_and_after_with_an_interval(finished):
     for side in ("before", "after"):
         assert {"harrell_c", "uno_c", "ibs"} <= set(finished.found[side]["metrics"])
         for horizon in map(str, ("365.25", "1826")):
-            for name in ("slope", "intercept", "observed", "expected", "ratio"):
-                figure = finished.found[side]["calibration"][horizon][name]
+            calibration = finished.found[side]["calibration"][horizon]
+            assert {"ici", "e50", "e90"} <= set(calibration)
+            for name in ("slope", "intercept", "observed", "expected", "oe"):
+                figure = calibration[name]
                 assert figure["low"] <= figure["value"] <= figure["high"]
     observed = [finished.found[side]["calibration"]["1826"]["observed"]["value"] for side in ("before", "after")]
     assert observed[0] == observed[1]
@@ -195,7 +197,7 @@ def test_recalibration_repairs_a_bundle_that_is_off(bundle, elsewhere, tmp_path)
     found = validate(
         tmp_path / "off", elsewhere.root, elsewhere.root / "task.yaml", tmp_path / "out", row="wide", bootstrap=20
     ).found
-    ratio = [found[side]["calibration"]["1826"]["ratio"]["value"] for side in ("before", "after")]
+    ratio = [found[side]["calibration"]["1826"]["oe"]["value"] for side in ("before", "after")]
     assert ratio[0] < 0.7
     assert ratio[1] == pytest.approx(1.0, abs=0.15)
     assert found["after"]["change"]["ibs"]["high"] < 0
@@ -268,7 +270,7 @@ def test_hospital_b_codes_and_suffers_otherwise(bundle, tmp_path):
     assert now["vocabulary"]["unknown"] > was["vocabulary"]["unknown"] + 0.02
     unknown = set(now["vocabulary"]["codes"])
     assert any(code.startswith("ICD9") for code in unknown), unknown
-    before, after = (done.found[side]["calibration"]["1826"]["ratio"] for side in ("before", "after"))
+    before, after = (done.found[side]["calibration"]["1826"]["oe"] for side in ("before", "after"))
     assert before["low"] > 1.0
     assert after["value"] == pytest.approx(1.0, abs=0.1)
     assert done.found["after"]["change"]["ibs"]["value"] < 0

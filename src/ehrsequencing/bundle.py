@@ -19,10 +19,11 @@ from safetensors.numpy import load_file, save_file
 
 from ehrsequencing.config import TaskConfig, parse
 from ehrsequencing.errors import EhrError, Exit, nearest
-from ehrsequencing.evaluation.calibration import Recalibration
+from ehrsequencing.evaluation.recalibration import Recalibration
 from ehrsequencing.events import rank_hash
 from ehrsequencing.features import FeatureSpec
 from ehrsequencing.files import staged, write_json
+from ehrsequencing.model_card import Card, model_card
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.blend import blend
@@ -61,6 +62,11 @@ class Row:
     def unchanged(self) -> bool:
         """Whether the recalibration leaves logits as they are (too few tuning events)."""
         return self.recalibration is None or self.recalibration.unchanged
+
+    @property
+    def unadjusted(self) -> Row:
+        """The same mixture without its recalibration."""
+        return Row(self.alpha, None)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -116,6 +122,24 @@ class Bundle:
             raise EhrError(f"the bundle has no row '{name}'", "--row", f"try {', '.join(close)}", code=Exit.USAGE)
         return name, self.rows[name]
 
+    def card(self) -> Card:
+        """What its model card is written from."""
+        notes = {
+            name: (row.alpha, "" if row.recalibration is None else row.recalibration.note)
+            for name, row in self.rows.items()
+        }
+        return Card(
+            task=self.task.model_dump(mode="json", by_alias=True),
+            tau=self.grid.tau,
+            n_bins=self.grid.n_bins,
+            causes=self.causes,
+            rows=notes,
+            vocabulary=self.tokenizer.vocab_size,
+            max_tokens=self.tokenizer.config.max_tokens,
+            facts=self.facts,
+            environment=environment(),
+        )
+
     def save(self, folder: Path | str) -> None:
         """Write the bundle; appears whole or not at all.
 
@@ -136,7 +160,7 @@ class Bundle:
             write_json(draft / "task.json", self.task.model_dump(mode="json", by_alias=True))
             write_json(draft / "history.json", self.history)
             write_json(draft / "environment.json", environment())
-            (draft / "MODEL_CARD.md").write_text(model_card(self), encoding="utf-8")
+            (draft / "MODEL_CARD.md").write_text(model_card(self.card()), encoding="utf-8")
             manifest = {
                 "format": FORMAT,
                 "rows": {name: row.to_json() for name, row in self.rows.items()},
@@ -227,42 +251,6 @@ def environment() -> dict[str, str]:
     """Versions that a result depends on."""
     names = ("ehrsequencing", "torch", "transformers", "peft", "numpy", "polars", "xgboost-cpu")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def model_card(bundle: Bundle) -> str:
-    """What the bundle is for, what it was fitted on, what it must not be used for; counts below 10 are suppressed."""
-    facts, task = bundle.facts, bundle.task
-    lines = [
-        f"# {task.name}: {bundle.default_row}",
-        "",
-        f"Predicts the time from prediction_time to the outcome `{_code(task)}` within {bundle.grid.tau:g} days, "
-        "from coded records up to prediction_time.",
-        "",
-        f"- strategy: {facts.get('strategy', 'unknown')}; rows: {', '.join(bundle.rows)} (the first is the default)",
-        f"- trained on: {facts.get('trained_on', 'unknown')}",
-        f"- parameters: {facts.get('footprint', 'unknown')}",
-        f"- tuning split: {facts.get('tuning_text', 'not recorded')}",
-        f"- records read through: {bundle.tokenizer.vocab_size:,} codes, at most "
-        f"{bundle.tokenizer.config.max_tokens} tokens a patient",
-        "",
-        f"{_risk(bundle.causes)}: higher means sooner. Figures above are of one "
-        "training run on one dataset; validate on your own patients before relying on them, and never use them alone "
-        "for decisions about a person.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _risk(causes: tuple[str, ...]) -> str:
-    if len(causes) == 1:
-        return "Risk is minus the restricted mean survival time to the horizon"
-    rivals = ", ".join(causes[1:])
-    return f"Competing events: {rivals}. Risk is the restricted time lost to the outcome before the horizon"
-
-
-def _code(task: TaskConfig) -> str:
-    code = task.outcome.code
-    return code if isinstance(code, str) else json.dumps(code.model_dump(exclude_none=True))
 
 
 def _save_base(model: BEHRTForSurvival, folder: Path) -> None:

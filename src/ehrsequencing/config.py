@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ehrsequencing.errors import EhrError, Exit, nearest
 
@@ -74,6 +84,19 @@ class Predicate(Strict):
     @classmethod
     def _bare_code(cls, data: Any) -> Any:
         return {"code": data} if isinstance(data, str) else data
+
+
+def _form_of_group(value: Any) -> str:
+    """Which form a subgroup has: a code or ``code: …`` is a predicate, anything else a kind of codes."""
+    if isinstance(value, BaseModel):
+        return type(value).__name__
+    return "Predicate" if isinstance(value, str) or (isinstance(value, dict) and "code" in value) else "CodeMatch"
+
+
+Subgroup = Annotated[
+    Annotated[CodeMatch, Tag("CodeMatch")] | Annotated[Predicate, Tag("Predicate")], Discriminator(_form_of_group)
+]
+"""Groups by which of several codes a patient has, or by whether a predicate held."""
 
 
 def _whole_date(value: Any) -> Any:
@@ -215,6 +238,11 @@ class TaskConfig(Strict):
     )
     evaluate_at: IndexConfig | None = None
     split_by: SplitByConfig | None = None
+    subgroups: dict[str, Subgroup] = Field(
+        default_factory=dict,
+        description="names of groups in which figures are told apart, beside sex and age: codes (which of them), or a "
+        "predicate (whether)",
+    )
 
     @field_validator("exclude", "delay", mode="before")
     @classmethod
@@ -227,6 +255,14 @@ class TaskConfig(Strict):
             if name == OUTCOME or not re.fullmatch(r"[A-Za-z0-9_]+", name):
                 raise ValueError(f"a competing event cannot be named '{name}': letters, digits and _, not '{OUTCOME}'")
         return self
+
+    @field_validator("subgroups")
+    @classmethod
+    def _columns_named(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in ("subject_id", "prediction_time") or not re.fullmatch(r"[A-Za-z0-9_]+", name):
+                raise ValueError(f"subgroups cannot be named '{name}': letters, digits and _, not a key of the cohort")
+        return value
 
     @model_validator(mode="after")
     def _visits_possible(self) -> TaskConfig:
@@ -421,6 +457,9 @@ class StudyConfig(Strict):
     )
     budget: BudgetConfig = BudgetConfig()
     bootstrap: int = Field(default=1_000, ge=0, description="resamples for the intervals")
+    explain: int = Field(
+        default=64, ge=0, description="so many held-out patients' predictions are attributed to their codes; 0: none"
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> StudyConfig:
@@ -527,15 +566,20 @@ def _tells_most(problem: Any) -> tuple[bool, bool, int]:
 
 def _is_branch(part: Any) -> bool:
     """True where a part of a problem's place names one of several possible forms, not a key."""
-    if not isinstance(part, str):
-        return False
+    return isinstance(part, str) and (part == "str" or "[" in part or _is_model(part))
+
+
+def _is_model(part: Any) -> bool:
     model = globals().get(part)
-    return part == "str" or "[" in part or (isinstance(model, type) and issubclass(model, BaseModel))
+    return isinstance(model, type) and issubclass(model, BaseModel)
 
 
 def _known_keys(model: type[Strict], path: tuple[Any, ...]) -> list[str]:
     current: Any = model
     for part in path:
+        if _is_model(part):
+            current = globals()[part]
+            continue
         field = getattr(current, "model_fields", {}).get(part)
         if field is None:
             continue

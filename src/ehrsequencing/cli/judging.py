@@ -28,10 +28,16 @@ from ehrsequencing.cli.options import (
 from ehrsequencing.cli.output import Output, beside
 
 
-@app.command(epilog="Example: ehrseq evaluate out/predictions.parquet out/cohort --horizon 365 --horizon 1826")
+@app.command(epilog="Example: ehrseq evaluate out/predictions.parquet out/cohort --horizon 365 --report out/evaluation")
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="anybody's predictions, as parquet")],
     cohort: Annotated[Path, typer.Argument(help="a cohort (from 'ehrseq cohort')")],
+    against: Annotated[
+        list[Path] | None, typer.Option(help="another model's predictions, to compare with; may be given several times")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="leave report.html there, with the numbers behind it")
+    ] = None,
     horizon: Horizons = None,
     bootstrap: Resamples = 1_000,
     split: Annotated[str, typer.Option(help="which split of the cohort to score")] = "held_out",
@@ -44,7 +50,9 @@ def evaluate(
 
     to, asked = Output(as_json, quiet), tuple(horizon or ())
     with ProgressDisplay(quiet):
-        found = evaluate_file(predictions, cohort, horizons=asked, bootstrap=bootstrap, split=split)
+        found = evaluate_file(
+            predictions, cohort, against=against or (), report=report, horizons=asked, bootstrap=bootstrap, split=split
+        )
     to.result(found.text(), found.to_json())
     to.next("validate", "BUNDLE", "MEDS", "TASK.yaml", "OUT")
 

@@ -27,21 +27,31 @@ from ehrsequencing.cli.options import (
 from ehrsequencing.cli.output import Output, beside, cohort_beside, task_beside
 
 
-@app.command(epilog="Example: ehrseq advise --patients 4000 --events 600")
+@app.command(
+    epilog="Example: ehrseq advise --patients 4000 --events 600 --parameters 30 --follow-up-years 4 --horizon-years 5"
+)
 def advise(
     patients: Annotated[int, typer.Option(min=1, help="labelled patients (training + tuning)")],
     events: Annotated[int, typer.Option(min=0, help="how many of them have the outcome")],
+    parameters: Annotated[
+        int | None, typer.Option(min=1, help="candidate parameters whose sample size is to be checked")
+    ] = None,
+    follow_up_years: Annotated[float | None, typer.Option(help="mean follow-up of these patients")] = None,
+    horizon_years: Annotated[float | None, typer.Option(help="the horizon that is asked about")] = None,
+    c: Annotated[float | None, typer.Option("--c", help="a C index to expect, from earlier work")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The recipe for a cohort of this size, and why."""
+    """The recipe for a cohort of this size, and why; whether that is enough patients to develop and judge a model."""
     from ehrsequencing.errors import EhrError, Exit
+    from ehrsequencing.evaluation.sample_size import check
     from ehrsequencing.training.recipes import choose_recipe
 
     if events > patients:
         raise EhrError(f"{events:,} events among {patients:,} patients", "--events", "count patients", code=Exit.USAGE)
     to, choice = Output(as_json, quiet), choose_recipe(patients, events)
-    to.result(choice.text(), choice.to_json())
+    size = check(patients, events, follow_up_years, horizon_years, parameters, c)
+    to.result("\n".join([choice.text(), "", *size["sentences"]]), choice.to_json() | {"sample_size": size})
     to.next("finetune", "MEDS", "TASK.yaml", "OUT", "--encoder", "ENCODER")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from ehrsequencing.cli import judging, learning, records
+from ehrsequencing.cli import explaining, judging, learning, records
 from ehrsequencing.cli.app import app
 
-__all__ = ["app", "judging", "learning", "records"]
+__all__ = ["app", "explaining", "judging", "learning", "records"]
 
-STORY = ("simulate", "check", "cohort", "advise", "pretrain", "finetune", "predict", "evaluate", "validate", "run")
+STORY = (
+    *("simulate", "check", "cohort", "advise", "pretrain", "finetune", "predict", "explain", "evaluate", "validate"),
+    "run",
+)
 """The order in which ``ehrseq --help`` tells them."""
 app.registered_commands.sort(key=lambda verb: STORY.index(verb.callback.__name__) if verb.callback else len(STORY))

@@ -11,6 +11,7 @@ from ehrsequencing.cohort.predicates import describe_predicate
 from ehrsequencing.cohort.result import SCHEMA, Cohort
 from ehrsequencing.cohort.rows import Question, label_rows
 from ehrsequencing.cohort.splits import periods, subject_splits
+from ehrsequencing.cohort.subgroups import subgroups
 from ehrsequencing.cohort.subjects import KEYS
 from ehrsequencing.cohort.times import midnight
 from ehrsequencing.config import TRAIN, CalendarConfig, IndexConfig, TaskConfig
@@ -59,7 +60,9 @@ def build_cohort(
     if learning:
         _refuse_without_events(table, task)
     visits = _typed(rows) if task.predict_at == "every_visit" else None
-    return Cohort(table, attrition.table(), task, visits)
+    where = f"task {task.name}, subgroups"
+    groups = subgroups(question.known, question.codes, table, task.subgroups, where=where, must_occur=learning)
+    return Cohort(table, attrition.table(), task, visits, groups)
 
 
 def prediction_rows(

@@ -13,6 +13,7 @@ import polars as pl
 
 from ehrsequencing.cohort.attrition import aligned, for_people, suppress
 from ehrsequencing.cohort.labels import within_horizon, write_labels
+from ehrsequencing.cohort.subjects import KEYS
 from ehrsequencing.config import HELD_OUT, TRAIN, TUNING, TaskConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.files import staged, write_json
@@ -25,6 +26,7 @@ SCHEMA: dict[str, pl.DataType] = {
     "split": pl.String(),
 }
 TABLE, VISITS, ATTRITION, TASK = "cohort.parquet", "visits.parquet", "attrition.parquet", "task.json"
+SUBGROUPS = "subgroups.parquet"
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,15 @@ class Cohort:
         task: the question.
         visits: with a prediction at every visit, every eligible visit in the same columns, prediction_time its last
             event; ``table`` then holds the visits that are evaluated, one a subject.
+        subgroups: ``subject_id, prediction_time`` and a column of text a name, for figures told apart; nobody learns
+            from it, and the fingerprint leaves it out. None in a cohort that was made without.
     """
 
     table: pl.DataFrame
     attrition: pl.DataFrame
     task: TaskConfig
     visits: pl.DataFrame | None = None
+    subgroups: pl.DataFrame | None = None
 
     @property
     def causes(self) -> tuple[str, ...]:
@@ -94,9 +99,10 @@ class Cohort:
         }
 
     def write(self, folder: Path, beside: Mapping[str, Any] | None = None) -> None:
-        """Write ``cohort.parquet, attrition.parquet, attrition.csv`` (for people), ``task.json`` and, where the task
-        has a horizon, ``labels/<split>.parquet`` (MEDS); with a prediction at every visit also
-        ``visits.parquet``; ``beside`` are further JSON files, by name. A cohort there is replaced whole, at once.
+        """Write ``cohort.parquet, attrition.parquet, attrition.csv`` (for people), ``task.json``, where there are some
+        ``subgroups.parquet``, where the task has a horizon ``labels/<split>.parquet`` (MEDS), and with a prediction at
+        every visit ``visits.parquet``; ``beside`` are further JSON files, by name. A cohort there is replaced whole, at
+        once.
 
         Raises:
             EhrError: (ENVIRONMENT) the folder holds something else, or cannot be written.
@@ -119,7 +125,9 @@ class Cohort:
                 raise _not_a_cohort(f"{name} is missing", folder)
         try:
             table, attrition = pl.read_parquet(folder / TABLE), pl.read_parquet(folder / ATTRITION)
-            visits = pl.read_parquet(folder / VISITS) if (folder / VISITS).is_file() else None
+            visits, groups = (
+                pl.read_parquet(folder / name) if (folder / name).is_file() else None for name in (VISITS, SUBGROUPS)
+            )
             task = TaskConfig.model_validate_json((folder / TASK).read_text(encoding="utf-8"))
         except (OSError, ValueError, pl.exceptions.PolarsError) as error:
             raise _not_a_cohort(f"a file is damaged: {str(error).splitlines()[0]}", folder) from error
@@ -128,12 +136,18 @@ class Cohort:
                 raise _not_a_cohort(f"unexpected columns in {name}: {dict(rows.schema)}", folder)
         if (visits is None) != (task.predict_at == "index"):
             raise _not_a_cohort(f"{VISITS} {'is missing' if visits is None else 'does not belong here'}", folder)
-        return cls(table, attrition, task, visits)
+        if groups is not None and not _are_subgroups(groups, table):
+            raise _not_a_cohort(f"{SUBGROUPS} does not belong to {TABLE}", folder)
+        return cls(table, attrition, task, visits, groups)
 
     def _write_into(self, folder: Path) -> None:
         self.table.write_parquet(folder / TABLE)
         if self.visits is not None:
             self.visits.write_parquet(folder / VISITS)
+        if self.subgroups is not None:
+            rows = self.table.select(KEYS)
+            groups = rows.join(self.subgroups, on=KEYS, how="left", maintain_order="left")
+            groups.write_parquet(folder / SUBGROUPS)
         self.attrition.write_parquet(folder / ATTRITION)
         for_people(self.attrition).write_csv(folder / "attrition.csv")
         (folder / TASK).write_text(self.task.model_dump_json(by_alias=True, indent=2), encoding="utf-8")
@@ -180,6 +194,13 @@ class Cohort:
         unknown = self.table.height - within_horizon(self.table, horizon).height
         left_out = suppress([unknown])[0]
         return f"MEDS label files: the outcome within {horizon:g} days; {left_out} censored before that are left out."
+
+
+def _are_subgroups(groups: pl.DataFrame, table: pl.DataFrame) -> bool:
+    """Whether these are the table's rows, with columns of text."""
+    if tuple(groups.columns[:2]) != KEYS or set(groups.dtypes[2:]) - {pl.String}:
+        return False
+    return groups.select(KEYS).equals(table.select(KEYS))
 
 
 def _not_a_cohort(what: str, folder: Path) -> EhrError:

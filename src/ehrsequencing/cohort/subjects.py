@@ -86,6 +86,12 @@ def count_up_to(rows: pl.DataFrame, times: pl.DataFrame, *, strictly: bool = Fal
     return _as_of(rows, ordered, "backward", strictly=strictly).fill_null(0)
 
 
+def last_up_to(rows: pl.DataFrame, table: pl.DataFrame) -> pl.Series:
+    """For each of ``rows``, in order, ``found`` of its subject's last row of ``table`` (subject_id, time, found) at or
+    before prediction_time; of several at one time the last by ``found``."""
+    return _as_of(rows, table.sort("subject_id", "time", "found"), "backward", strictly=False)
+
+
 def _as_of(rows: pl.DataFrame, table: pl.DataFrame, strategy: str, *, strictly: bool) -> pl.Series:
     """``found`` of the nearest row of ``table`` (subject_id, time, found) on one side of prediction_time."""
     left = rows.select(KEYS).with_row_index("_row").sort("prediction_time")

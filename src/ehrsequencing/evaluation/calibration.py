@@ -1,26 +1,21 @@
-"""Calibration: observed against predicted risk, its slope and intercept, and recalibration of hazard logits."""
+"""Calibration for people to read: observed against predicted risk in groups, and its figures with intervals."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
-from scipy.optimize import minimize
-from scipy.special import expit, logit
+from jaxtyping import Float64, Int64
 
-from ehrsequencing.config import MIN_TUNING_EVENTS
-from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation.compare import LEVEL, resample_counts
-from ehrsequencing.evaluation.metrics import check_survival, known_outcome
-from ehrsequencing.hazards import nll_gradient, softplus
-from ehrsequencing.horizon import check_horizon
+from ehrsequencing.evaluation.agreement import AT_A_TIME, calibration_figures
+from ehrsequencing.evaluation.compare import Evaluation, Scores
+from ehrsequencing.evaluation.evaluated import SurvivalPredictions, at, outcome_free_at
+from ehrsequencing.evaluation.incidence import incidence
+from ehrsequencing.evaluation.metrics import check_survival
+from ehrsequencing.evaluation.resampling import LEVEL, Interval, over_seeds, resample_counts
 from ehrsequencing.nonparametric import AalenJohansen, Events, KaplanMeier, check_causes
-from ehrsequencing.timegrid import TimeGrid, truncate
-
-MIN_BIN_EVENTS = 10
-"""Bins with fewer tuning events share one recalibration intercept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +87,7 @@ def _observed(
     if float(duration.max()) < t and KaplanMeier.fit(duration, event).at(t) > 0:
         return np.nan, np.nan, np.nan
     if n_boot > 0 and 0 < risk < 1:
-        risks = _resampled_risk(duration, event, t, resample_counts(duration.size, n_boot, seed)[1:])
+        risks = incidence(duration, event, np.array([float(t)]), resample_counts(duration.size, n_boot, seed)[1:])[:, 0]
         low, high = (float(q) for q in np.nanquantile(risks, [(1 - level) / 2, (1 + level) / 2]))
     return risk, low, high
 
@@ -111,41 +106,50 @@ def _incidence(
     return float(incidence.at(at)[0, 0]), low, high
 
 
-def _resampled_risk(duration: np.ndarray, event: np.ndarray, t: float, counts: np.ndarray) -> np.ndarray:
-    """The outcome's incidence by t on every resample, (B,); NaN where nobody drawn was followed to t."""
-    order = np.argsort(duration, kind="stable")
-    weights = counts[:, order].astype(np.float64)  # (B, n)
-    first = np.unique(duration[order], return_index=True)[1]  # (m,) where each distinct time starts
-    at_risk = np.cumsum(weights[:, ::-1], axis=1)[:, ::-1][:, first]  # (B, m)
-
-    def lost(happened: np.ndarray) -> np.ndarray:
-        events = np.add.reduceat(weights * happened[order], first, axis=1)  # (B, m)
-        return np.divide(events, at_risk, out=np.zeros_like(events), where=at_risk > 0)
-
-    survival = np.cumprod(1.0 - lost(event > 0), axis=1)  # (B, m)
-    before = np.concatenate([np.ones((len(weights), 1)), survival[:, :-1]], axis=1)
-    inside = duration[order][first] <= t  # (m,)
-    followed = (weights * (duration[order] >= t)).sum(axis=1) > 0
-    over = survival[:, np.flatnonzero(inside)[-1]] == 0 if inside.any() else False
-    return np.where(followed | over, (before * lost(event == 1))[:, inside].sum(axis=1), np.nan)
-
-
 @dataclass(frozen=True)
 class CalibrationSummary:
-    """Calibration at a time in four numbers; a perfect model has slope 1, intercept 0 and observed = expected.
+    """Calibration at a time; a perfect model has slope 1, intercept 0 and observed = expected.
 
     Attributes:
-        slope: of the outcome on the logit of the predicted risk; below 1 the predictions are too extreme. NaN where
-            predictions do not differ or separate the outcomes.
-        intercept: with the slope held at 1, the shift of the logit that would make predictions right on average.
-        observed: one minus the Kaplan–Meier estimate of everybody; with competing events Aalen–Johansen.
-        expected: the mean predicted risk.
+        figures: each figure of ``calibration_figures`` with its interval; its value is NaN where it does not exist.
     """
 
-    slope: float
-    intercept: float
-    observed: float
-    expected: float
+    figures: Mapping[str, Interval]
+
+    @classmethod
+    def of(cls, figures: Mapping[str, Float64[np.ndarray, " resamples"]]) -> CalibrationSummary:
+        """From every figure on every resample."""
+        return cls({name: Interval.of(values) for name, values in figures.items()})
+
+    @property
+    def slope(self) -> float:
+        """Of the outcome on the logit of the predicted risk; below 1 the predictions are too extreme."""
+        return self.figures["slope"].value
+
+    @property
+    def intercept(self) -> float:
+        """With the slope held at 1, the shift of the logit that would make predictions right on average."""
+        return self.figures["intercept"].value
+
+    @property
+    def observed(self) -> float:
+        """One minus the Kaplan–Meier estimate of everybody; with competing events Aalen–Johansen."""
+        return self.figures["observed"].value
+
+    @property
+    def expected(self) -> float:
+        """The mean predicted risk."""
+        return self.figures["expected"].value
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """Plain data; a value that does not exist is None."""
+        return {name: _plain(interval) for name, interval in self.figures.items()}
+
+
+def _plain(interval: Interval) -> dict[str, Any]:
+    """JSON has no NaN."""
+    data = interval.to_json()
+    return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in data.items()}
 
 
 def calibration_summary(
@@ -154,167 +158,50 @@ def calibration_summary(
     survival_at_t: Float64[np.ndarray, " n"],
     t: float,
     censoring: KaplanMeier,
+    counts: np.ndarray | None = None,
 ) -> CalibrationSummary:
-    """Logistic recalibration at ``t`` days, patients weighted by the inverse probability of censoring.
+    """``calibration_figures`` at ``t`` days, with intervals where there are ``counts``; errors as there."""
+    return CalibrationSummary.of(calibration_figures(duration, event, survival_at_t, t, censoring, counts))
 
-    Cox (1958), Biometrika 45:562, on the weighted outcome of ``brier_terms``.
+
+def calibration_at_horizons(
+    scores: Scores, predictions: SurvivalPredictions | Sequence[SurvivalPredictions]
+) -> dict[float, CalibrationSummary]:
+    """Calibration of a model, or of its seeds on average, at every horizon that its predictions reach.
+
+    Args:
+        scores: of the family ``calibration``, or of all.
+        predictions: those that were scored.
+    """
+    seeds = [predictions] if isinstance(predictions, SurvivalPredictions) else list(predictions)
+    patients, found = scores.evaluation, {}
+    for place, horizon in enumerate(patients.horizons):
+        if any(patients.no_point(each, horizon) is not None for each in seeds):
+            continue
+        risk = np.stack([1.0 - outcome_free_at(each, np.array([float(horizon)]))[:, 0] for each in seeds], axis=1)
+        more = {"observed": patients.observed[:, place], "expected": over_seeds(patients.means(risk), patients.seed)}
+        none = np.full(len(patients.counts), np.nan)
+        found[horizon] = CalibrationSummary.of(
+            {name: scores.figures.get(at(name, horizon), none) for name in AT_A_TIME} | more
+        )
+    return found
+
+
+def before_after(
+    raw: SurvivalPredictions | Sequence[SurvivalPredictions],
+    final: SurvivalPredictions | Sequence[SurvivalPredictions],
+    evaluation: Evaluation,
+) -> dict[float, dict[str, CalibrationSummary]]:
+    """Calibration ``before`` and ``after`` recalibration at every horizon, on the same patients and resamples.
+
+    Args:
+        raw, final: one model's predictions without and with its recalibration, one a seed.
+        evaluation: of patients who had no part in the recalibration.
 
     Raises:
-        EhrError: t past the longest training duration or Ĝ(t−) < 0.1 (exit 12); survival not in [0, 1] (exit 13).
+        EhrError: rows that do not match the outcome, broken predictions (exit 13).
     """
-    duration, event = check_causes(duration, event)
-    check_horizon(t, censoring)
-    risk = 1.0 - check_survival(survival_at_t[:, None], duration.size)[:, 0]
-    died, weight = (x[:, 0] for x in known_outcome(duration, event, np.array([float(t)]), censoring))  # (n,)
-    score = logit(np.clip(risk, 1e-12, 1 - 1e-12))  # (n,)
-    both = np.column_stack([score, np.ones(score.size)])
-    slope = _logistic(both, np.zeros(score.size), died, weight)[0] if np.ptp(score) > 0 else np.nan
-    intercept = _logistic(both[:, 1:], score, died, weight)[0]
-    observed = _incidence(duration, event, max(int(event.max()), 1), t, LEVEL)[0]
-    return CalibrationSummary(float(slope), float(intercept), observed, float(risk.mean()))
-
-
-def _logistic(x: np.ndarray, offset: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Weighted maximum likelihood, (p,); NaN where it does not exist."""
-
-    def loss(b: np.ndarray) -> tuple[float, np.ndarray]:
-        score = offset + x @ b  # (n,)
-        return float(weight @ (softplus(score) - y * score)) / scale, x.T @ (weight * (expit(score) - y)) / scale
-
-    scale, start = weight.sum(), np.zeros(x.shape[1])
-    if not 0 < weight @ y < scale:
-        return np.full(x.shape[1], np.nan)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"gtol": 1e-10, "ftol": 1e-15})
-    return found.x if np.abs(found.x).max() < 1e3 else np.full(x.shape[1], np.nan)
-
-
-@dataclass(frozen=True, eq=False)
-class Recalibration:
-    """A last, explicit step on hazard logits: φ ↦ slope · φ + intercept of the bin.
-
-    With competing causes each has its own slope and intercepts: φ_{k,r} ↦ slope_r · φ_{k,r} + intercept_{k,r}.
-
-    Attributes:
-        slope: at least 0, so that no ranking is turned round; float64[R] with competing causes.
-        intercepts: float64[K] or [K, R]; a cause's bins with under 10 tuning events of it share one.
-        note: what was done and why, for people.
-    """
-
-    slope: float | Float64[np.ndarray, " R"]
-    intercepts: Float64[np.ndarray, " K *R"]
-    note: str
-
-    @classmethod
-    def fit(
-        cls,
-        logits: Float[np.ndarray, "n K *R"],
-        duration: Float64[np.ndarray, " n"],
-        event: Events,
-        grid: TimeGrid,
-    ) -> Recalibration:
-        """Minimise the tuning patients' exact likelihood (``TimeGrid.nll``), convex in slopes and intercepts.
-
-        Under 20 tuning outcomes nothing is changed, and the note says so; a competing cause with under 20 events keeps
-        its own logits.
-
-        Args:
-            logits: hazard logits of the tuning patients.
-            duration, event: their outcome; durations past τ are censored there.
-            grid: the bins of the logits.
-        """
-        duration, event = truncate(duration, event, grid.tau)
-        causes = logits.shape[2] if logits.ndim == 3 else 1
-        n_events = np.bincount(event, minlength=causes + 1)[1:].tolist()  # [R]
-        if n_events[0] < MIN_TUNING_EVENTS:
-            note = f"not recalibrated: under {MIN_TUNING_EVENTS} tuning events"
-            return cls(1.0 if logits.ndim == 2 else np.ones(causes), np.zeros(logits.shape[1:]), note)
-        bins, fraction = grid.locate(duration)
-        groups = _intercept_groups(bins, event, grid.n_bins, causes).reshape(logits.shape[1:])
-        held = np.array(n_events) < MIN_TUNING_EVENTS  # (R,)
-        exposure = grid.exposure(bins, fraction)
-        slope, intercepts = _fit_affine(logits.astype(np.float64), bins, exposure, event, groups, held)
-        if logits.ndim == 2:
-            return cls(float(slope[0]), intercepts[groups], _note(float(slope[0]), intercepts.size, n_events[0]))
-        counts = [len(np.unique(groups[:, cause])) for cause in range(causes)]
-        parts = (
-            _note(*part) if not kept else "kept" for *part, kept in zip(slope, counts, n_events, held, strict=True)
-        )
-        return cls(slope, intercepts[groups], "; ".join(f"cause {r}: {part}" for r, part in enumerate(parts, 1)))
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether logits stay as they are (too few tuning events)."""
-        return bool(np.all(np.equal(self.slope, 1.0))) and not self.intercepts.any()
-
-    def apply(self, logits: Float[np.ndarray, "n K *R"]) -> Float64[np.ndarray, "n K *R"]:
-        """The recalibrated logits.
-
-        >>> Recalibration(2.0, np.array([0.5, 0.0]), "").apply(np.array([[1.0, -1.0]]))
-        array([[ 2.5, -2. ]])
-        """
-        return self.slope * logits.astype(np.float64) + self.intercepts
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file; exact."""
-        return {"slope": np.asarray(self.slope).tolist(), "intercepts": self.intercepts.tolist(), "note": self.note}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Recalibration:
-        """The recalibration of ``to_json``."""
-        slope = data["slope"] if np.ndim(data["slope"]) == 0 else np.asarray(data["slope"], dtype=np.float64)
-        return cls(slope, np.asarray(data["intercepts"], dtype=np.float64), str(data["note"]))
-
-
-def _note(slope: float, intercepts: int, events: int) -> str:
-    return f"slope {slope:.3f}, {intercepts} intercept{'s' * (intercepts > 1)}, {events} tuning events"
-
-
-def _intercept_groups(bins: np.ndarray, event: np.ndarray, n_bins: int, n_causes: int) -> np.ndarray:
-    """Which intercept each bin and cause has, (K, R); causes share none."""
-    groups, used = np.empty((n_bins, n_causes), dtype=np.int64), 0
-    for cause in range(n_causes):
-        groups[:, cause] = used + _shared_intercepts(np.bincount(bins[event == cause + 1], minlength=n_bins))
-        used = int(groups[:, cause].max()) + 1
-    return groups
-
-
-def _shared_intercepts(events: np.ndarray) -> np.ndarray:
-    """Which intercept each bin has, (K,): its own, or where it has few events the one of all such bins.
-
-    >>> _shared_intercepts(np.array([12, 3, 15, 4]))
-    array([0, 2, 1, 2])
-    """
-    own = events >= MIN_BIN_EVENTS
-    return np.where(own, np.cumsum(own) - 1, own.sum())
-
-
-def _fit_affine(
-    logits: np.ndarray, bins: np.ndarray, exposure: np.ndarray, event: np.ndarray, groups: np.ndarray, held: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes (R,) and intercepts (one a value of ``groups``) at the least mean negative log likelihood.
-
-    Causes that are ``held`` keep the slope 1 and the intercept 0.
-    """
-    n, causes, count = bins.size, held.size, int(groups.max()) + 1
-
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        phi = parameters[:causes] * logits + parameters[causes:][groups]  # (n, K, *R)
-        value, by_logit = nll_gradient(phi, exposure, bins, event)
-        by_slope = (by_logit * logits).sum(axis=(0, 1)).reshape(causes)
-        by_bin = by_logit.sum(axis=0)  # (K, *R)
-        return value / n, np.append(by_slope, np.bincount(groups.ravel(), by_bin.ravel(), minlength=count)) / n
-
-    start = np.append(np.ones(causes), np.zeros(count))
-    bounds: list[tuple[float | None, float | None]] = [(1.0, 1.0) if kept else (0.0, None) for kept in held]
-    fixed = set(groups.reshape(-1, causes)[:, held].ravel().tolist())
-    bounds += [(0.0, 0.0) if group in fixed else (None, None) for group in range(count)]
-    options = {"gtol": 1e-9, "ftol": 1e-15, "maxiter": 1_000, "maxfun": 10_000}
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    if not np.isfinite(found.fun):
-        raise EhrError(
-            "recalibration found no finite likelihood",
-            "hazard logits of the tuning split",
-            "check the model's logits: they must be finite",
-            code=Exit.BUNDLE,
-        )
-    return found.x[:causes], found.x[causes:]
+    first, second = (
+        calibration_at_horizons(evaluation.score(each, only=("calibration",)), each) for each in (raw, final)
+    )
+    return {days: {"before": first[days], "after": second[days]} for days in first if days in second}

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation import families, influence, quick
+from ehrsequencing.evaluation import agreement, dcalibration, families, influence, quick
 from ehrsequencing.evaluation.evaluated import Evaluated as Evaluated
 from ehrsequencing.evaluation.evaluated import SurvivalPredictions as SurvivalPredictions
-from ehrsequencing.evaluation.evaluated import at
 from ehrsequencing.evaluation.evaluated import outcome_free_at as outcome_free_at
 from ehrsequencing.evaluation.families import Family, Noted
 from ehrsequencing.evaluation.influence import Influence
@@ -28,9 +27,14 @@ FAMILIES: Mapping[str, Family] = {
     "antolini": families.antolini,
     "auc": families.auc,
     "errors": families.errors,
-    "calibration": families.calibration,
+    "calibration": agreement.calibration,
+    "whole_curve": agreement.whole_curve,
 }
 """What a model is scored by: a function of the evaluated patients and one seed's predictions a family of figures."""
+CHECKS: Mapping[str, Callable[[Evaluated, Sequence[SurvivalPredictions]], Mapping[str, Any] | str]] = {
+    "d_calibration": dcalibration.check,
+}
+"""What is reported of a model's seeds and never decides anything: plain data, or why there is none."""
 QUICK: Mapping[str, QuickFamily] = {
     "concordance": quick.concordance,
     "antolini": quick.antolini,
@@ -58,14 +62,16 @@ class Scores:
     Attributes:
         evaluation: where they were made; only scores of the same one can be compared.
         figures: metric → float64[1 + resamples].
-        not_computed: metric → why the predictions do not allow it.
+        not_computed: metric or check → why the predictions do not allow it.
         notes: metric → what there is to say of how it was made.
+        checks: goodness-of-fit tests and the like, of everybody: plain data.
     """
 
     evaluation: Evaluation
     figures: Mapping[str, Float64[np.ndarray, " resamples"]]
     not_computed: Mapping[str, str]
     notes: Mapping[str, str] = field(default_factory=dict)
+    checks: Mapping[str, Any] = field(default_factory=dict)
 
     def intervals(self, level: float = LEVEL) -> dict[str, Interval]:
         """metric → value with interval."""
@@ -130,7 +136,8 @@ class Evaluation(Evaluated):
         Raises:
             EhrError: rows that do not match the outcome, broken predictions (exit 13), no comparable pair (exit 12).
         """
-        found = [self._read(FAMILIES, only, each) for each in self._seeds(predictions)]
+        seeds = self._seeds(predictions)
+        found = [self._read(FAMILIES, only, each) for each in seeds]
         missing = {name: value for each in found for name, value in each.items() if isinstance(value, str)}
         notes = {name: value.note for name, value in found[0].items() if isinstance(value, Noted)}
         figures = {
@@ -138,7 +145,11 @@ class Evaluation(Evaluated):
             for name in found[0]
             if name not in missing
         }
-        return Scores(self, figures, missing, notes)
+        checks = {name: check(self, seeds) for name, check in CHECKS.items()} if "calibration" in only else {}
+        missing |= {name: why for name, why in checks.items() if isinstance(why, str)}
+        return Scores(
+            self, figures, missing, notes, {name: data for name, data in checks.items() if name not in missing}
+        )
 
     def quick(
         self,
@@ -197,14 +208,17 @@ def evaluate(
     n_boot: int = 1_000,
     seed: int = 0,
     subject_id: Int64[np.ndarray, " n"] | None = None,
-    interval: Literal["bootstrap", "influence"] = "bootstrap",
+    interval: str = "bootstrap",
 ) -> dict[str, Interval]:
     """The figures of all families for one model or its seeds, with intervals.
 
     For several models make one ``Evaluation`` and score them all. What the intervals cover: ``INTERVALS``, whose
     ``influence`` is the quick alternative; it has no calibration figures.
+
+    Raises:
+        EhrError: as ``Evaluation.of`` and ``Evaluation.score``, or no such ``interval`` (exit 2).
     """
-    kind = INTERVALS[interval]
+    kind = _interval_kind(interval)
     evaluation = Evaluation.of(
         duration,
         event,
@@ -217,6 +231,12 @@ def evaluate(
         subject_id=subject_id,
     )
     return kind.score(evaluation, predictions).intervals()
+
+
+def _interval_kind(name: str) -> IntervalKind:
+    if name not in INTERVALS:
+        raise EhrError(f"no interval '{name}'", "interval", f"one of: {', '.join(INTERVALS)}", code=Exit.USAGE)
+    return INTERVALS[name]
 
 
 def paired_difference(a: AnyScores, b: AnyScores, metric: str = "uno_c", level: float = LEVEL) -> Interval:
@@ -235,21 +255,3 @@ def paired_difference(a: AnyScores, b: AnyScores, metric: str = "uno_c", level: 
             why = scores.not_computed.get(metric, f"known figures: {', '.join(scores.figures)}")
             raise EhrError(f"a model has no {metric}", "predictions", why, code=Exit.BUNDLE)
     return b.above(a, metric, level)
-
-
-def brier_name(horizon: float) -> str:
-    """The key of the Brier score at a horizon.
-
-    >>> brier_name(365.0), brier_name(1826.25)
-    ('brier@365', 'brier@1826.25')
-    """
-    return at("brier", horizon)
-
-
-def ici_name(horizon: float) -> str:
-    """The key of the integrated calibration index at a horizon.
-
-    >>> ici_name(365.0)
-    'ici@365'
-    """
-    return at("ici", horizon)

@@ -13,6 +13,7 @@ from jaxtyping import Float64, Int64, UInt8
 from ehrsequencing.config import CURVE_POINTS, MIN_CURVE_POINTS
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.concordance import Pairs, PairWeights, comparable_sums
+from ehrsequencing.evaluation.incidence import incidence
 from ehrsequencing.evaluation.metrics import brier_terms, integrated_brier_terms
 from ehrsequencing.evaluation.resampling import resample_counts
 from ehrsequencing.horizon import check_horizon
@@ -143,6 +144,12 @@ class Evaluated:
     def curve_times(self) -> Float64[np.ndarray, " points"]:
         """The 100 equal points on (0, τ] at which errors are integrated."""
         return np.linspace(0.0, self.tau, CURVE_POINTS + 1)[1:]
+
+    @cached_property
+    def observed(self) -> Float64[np.ndarray, "resamples times"]:
+        """The outcome's observed incidence on every resample: at the ``horizons``, then at the ``curve_times``."""
+        times = np.concatenate([np.array(self.horizons, dtype=np.float64), self.curve_times])
+        return incidence(self.duration, self.event, times, self.counts)
 
     @cached_property
     def auc_times(self) -> Float64[np.ndarray, " points"]:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ehrsequencing.evaluation import influence
-from ehrsequencing.evaluation.agreement import calibration_index
 from ehrsequencing.evaluation.antolini import TimeRanking
 from ehrsequencing.evaluation.concordance import concordant_sums, no_pairs
 from ehrsequencing.evaluation.evaluated import Evaluated, SurvivalPredictions, at, outcome_free_at
@@ -95,7 +94,11 @@ def time_ranking(patients: Evaluated, predictions: SurvivalPredictions) -> TimeR
 
 
 def auc(patients: Evaluated, predictions: SurvivalPredictions) -> Figures:
-    """``mean_auc`` over 20 equal points on (0, τ], and ``auc@<days>``, of the predicted risk by each time."""
+    """``mean_auc`` over 20 equal points on (0, τ], and ``auc@<days>``, of the predicted risk by each time.
+
+    In the mean each point weighs the outcomes that fall due since the one before on the training outcome's own curve,
+    which, like Ĝ, is held fixed over resamples.
+    """
     reasons = auc_reasons(patients, predictions)
     horizons = [h for h in patients.horizons if at("auc", h) not in reasons]
     over = patients.auc_times if "mean_auc" not in reasons else np.zeros(0)
@@ -156,15 +159,3 @@ def error_terms(patients: Evaluated, predictions: SurvivalPredictions) -> tuple[
         else:
             reasons[at("brier", horizon)] = why
     return terms, reasons
-
-
-def calibration(patients: Evaluated, predictions: SurvivalPredictions) -> Figures:
-    """``ici@<days>``, where there is a prediction at the horizon."""
-    figures = {}
-    for horizon in patients.horizons:
-        if patients.no_point(predictions, horizon) is None:
-            free = outcome_free_at(predictions, np.array([horizon]))[:, 0]  # (n,)
-            outcome = (patients.duration, patients.event, free, horizon, patients.censoring)
-            parts = [calibration_index(*outcome, weights) for weights in patients.weights()]
-            figures[at("ici", horizon)] = np.concatenate(parts)
-    return figures

@@ -21,9 +21,9 @@ from ehrsequencing.evaluation.roc import Roc
 
 INFLUENCE_MEANING = (
     "95% intervals from influence functions, clustered by patient, on the logit scale for C and AUC: the first-order "
-    "equivalent of a patient bootstrap. Where a model has several seeds the spread of their figures is added. They "
-    "cover the chance in who was evaluated and in the training seeds, not in who was trained on: the training "
-    "patients, the split and the censoring distribution are held fixed."
+    "equivalent of a patient bootstrap. Two variances are inside: that of who was evaluated, and that of the training "
+    "seeds where a model has several; not that of who was trained on: the training patients, the "
+    "split and the censoring distribution are held fixed."
 )
 
 
@@ -76,7 +76,7 @@ def influence_interval(
     >>> round(figure.standard_error(), 4), influence_interval(figure, scale="plain").low.__round__(4)
     (0.0707, 0.6114)
     >>> influence_interval(figure).low.__round__(4), influence_interval(figure).high.__round__(4)
-    (0.589, 0.8627)
+    (0.5889, 0.8627)
     """
     error = figure.standard_error(cluster)
     if not 0 < error < np.inf:

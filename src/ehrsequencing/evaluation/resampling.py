@@ -10,9 +10,9 @@ from jaxtyping import Float64, Int64, UInt8
 LEVEL = 0.95
 INTERVAL_MEANING = (
     "95% percentile intervals of a patient bootstrap: evaluated patients are drawn with replacement, the same draws "
-    "for every model, and where a model has several seeds these are drawn too and their figures averaged. They cover "
-    "the chance in who was evaluated and in the training seeds, not in who was trained on: the training patients, the "
-    "split and the censoring distribution are held fixed."
+    "for every model, and where a model has several seeds these are drawn too and their figures averaged. Two "
+    "variances are inside: that of who was evaluated, and that of the training seeds where a model has several; not "
+    "that of who was trained on: the training patients, the split and the censoring distribution are held fixed."
 )
 
 

@@ -16,7 +16,7 @@ from ehrsequencing.evaluation.sweep import COLUMNS_AT_ONCE, compiled
 from ehrsequencing.horizon import check_horizon
 from ehrsequencing.nonparametric import Events, KaplanMeier
 
-COMPILED_WORK = 1e8
+COMPILED_WORK = 1e7
 """Rows times resamples times points in time, from which compiled code pays for its import."""
 
 
@@ -189,7 +189,7 @@ def _running_sums(roc: Roc, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The weight of concordant and of all pairs in resamples (n, b)."""
     came = drawn[roc.order]
     cases, controls = came * roc.case[:, None], came * roc.control[:, None]  # (n, b)
-    first = np.flatnonzero(np.append(True, roc.strata[1:] != roc.strata[:-1]))
+    first = np.flatnonzero(np.append(True, np.diff(roc.strata) > 0))
     everybody = np.add.reduceat(cases, first) * np.add.reduceat(controls, first)  # (strata, b)
     return np.einsum("nb,nb->b", cases, roc.lower(controls)), everybody.sum(axis=0)
 

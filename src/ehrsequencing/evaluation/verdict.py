@@ -2,51 +2,130 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from ehrsequencing.evaluation.compare import Interval, Scores, paired_difference
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.evaluation.compare import LEVEL, Interval, Scores, paired_difference
 
 MIN_GAIN_C, MAX_IBS_LOSS, TWO_SIDED = 0.005, 0.01, 0.90
 """A gain in C that matters, a relative IBS loss that is borne, and the level whose ends are one-sided 95% bounds."""
+COMPARED = ("uno_c", "ibs", "antolini_c")
+"""Metrics of a table of differences."""
 
 Word = Literal["climb", "stay", "underpowered"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The word, the difference in Uno's C (dearer − cheaper) and the relative IBS gain, with one-sided 95% bounds."""
+    """The word, the difference in Uno's C (dearer − cheaper) and the relative IBS gain, with one-sided 95% bounds.
+
+    ``gain_ibs`` is None where a model has no IBS; ``reason`` then says why, and what C alone would say.
+    """
 
     word: Word
     gain_c: Interval
-    gain_ibs: Interval
+    gain_ibs: Interval | None
+    reason: str = ""
 
     def __str__(self) -> str:
         c, ibs = self.gain_c, self.gain_ibs
-        return (
-            f"{self.word} (Uno C {c.value:+.4f}, 95% bounds {_signed(c.low)} to {_signed(c.high)}; "
-            f"IBS better by {ibs.value:+.1%})"
-        )
+        end = self.reason if ibs is None else f"IBS better by {ibs.value:+.1%}"
+        return f"{self.word} (Uno C {c.value:+.4f}, 95% bounds {_signed(c.low)} to {_signed(c.high)}; {end})"
 
 
 def judge(cheaper: Scores, dearer: Scores) -> Verdict:
     """Compare two models on the same patients and resamples.
 
     climb: the lower bound of ΔC is above 0, its upper bound reaches 0.005, and IBS is not worse by more than 1%.
-    stay: the upper bound of ΔC is below 0.005 and that of the relative IBS gain below 1%. Otherwise underpowered.
+    stay: the upper bound of ΔC is below 0.005 and that of the relative IBS gain below 1%. Otherwise underpowered, also
+    where a model's predictions allow no IBS: the rule asks for both.
     """
     gain_c = paired_difference(cheaper, dearer, "uno_c", TWO_SIDED)
+    for scores in (cheaper, dearer):
+        if "ibs" not in scores.figures:
+            why = scores.not_computed.get("ibs", "it was not asked for")
+            return Verdict("underpowered", gain_c, None, f"no IBS: {why}; by C alone: {_by_c(gain_c)}")
     before, after = cheaper.figures["ibs"], dearer.figures["ibs"]
     gain_ibs = Interval.of((before - after) / np.where(before > 0, before, np.nan), TWO_SIDED)
-    if gain_c.low is None or gain_c.high is None or gain_ibs.high is None:
-        return Verdict("underpowered", gain_c, gain_ibs)
-    if gain_c.low > 0 and gain_c.high >= MIN_GAIN_C and gain_ibs.value >= -MAX_IBS_LOSS:
-        return Verdict("climb", gain_c, gain_ibs)
-    if gain_c.high < MIN_GAIN_C and gain_ibs.high < MAX_IBS_LOSS:
-        return Verdict("stay", gain_c, gain_ibs)
-    return Verdict("underpowered", gain_c, gain_ibs)
+    word = _by_c(gain_c)
+    return Verdict(word if _ibs_agrees(word, gain_ibs) else "underpowered", gain_c, gain_ibs)
+
+
+def _ibs_agrees(word: Word, gain: Interval) -> bool:
+    """Whether the relative IBS gain allows what C says."""
+    if gain.high is None:
+        return False
+    return {"climb": gain.value >= -MAX_IBS_LOSS, "stay": gain.high < MAX_IBS_LOSS}.get(word, True)
+
+
+def _by_c(gain: Interval) -> Word:
+    """What the difference in C says."""
+    if gain.low is None or gain.high is None:
+        return "underpowered"
+    if gain.high < MIN_GAIN_C:
+        return "stay"
+    return "climb" if gain.low > 0 else "underpowered"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A model against a simpler one on the same patients.
+
+    Attributes:
+        model, against: their names.
+        differences: metric → model − against, with its 95% interval; those both models have.
+        bounds: the same at the level whose ends are one-sided 95% bounds.
+        verdict: whether the model is worth its price.
+    """
+
+    model: str
+    against: str
+    differences: Mapping[str, Interval]
+    bounds: Mapping[str, Interval]
+    verdict: Verdict
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """One entry a metric; that of Uno's C carries the ``word``, and every one ``low90`` and ``high90``."""
+        entries: list[dict[str, Any]] = []
+        for metric, difference in self.differences.items():
+            bound = self.bounds[metric]
+            entry = {"model": self.model, "against": self.against, "metric": metric, **difference.to_json()}
+            entries.append(entry | {"low90": bound.low, "high90": bound.high})
+            if metric == "uno_c":
+                entries[-1] |= {"word": self.verdict.word} | self._reason()
+        return entries
+
+    def _reason(self) -> dict[str, str]:
+        return {"reason": self.verdict.reason} if self.verdict.reason else {}
+
+
+def difference_table(scores: Mapping[str, Scores], against: str) -> list[Difference]:
+    """Every other model against the simple one: differences in Uno's C, IBS and Antolini's C, and the verdict.
+
+    Args:
+        scores: model → its scores, all of one Evaluation.
+        against: the model that is cheaper than all others.
+
+    Raises:
+        EhrError: ``against`` is not among them (exit 13).
+    """
+    if against not in scores:
+        known = ", ".join(scores)
+        raise EhrError(f"no scores of '{against}'", "models", f"compare with one of: {known}", code=Exit.BUNDLE)
+    simple = scores[against]
+    return [_against(name, dearer, against, simple) for name, dearer in scores.items() if name != against]
+
+
+def _against(name: str, dearer: Scores, against: str, simple: Scores) -> Difference:
+    shared = [metric for metric in COMPARED if metric in dearer.figures and metric in simple.figures]
+    wide, narrow = (
+        {metric: paired_difference(simple, dearer, metric, level) for metric in shared} for level in (LEVEL, TWO_SIDED)
+    )
+    return Difference(name, against, wide, narrow, judge(simple, dearer))
 
 
 def _signed(value: float | None) -> str:

@@ -74,7 +74,7 @@ class BEHRTEmbeddings(nn.Module):
         position = (batch.mask.cumsum(dim=1) - 1).clamp_min(0)  # [B,L]
         x = x + sinusoids(position, x.shape[-1]).to(x.dtype) * _side_scale(x.shape[-1])  # [B,L,W]
         if self.value_embedding is not None:
-            x = x + self._value(batch, self.value_embedding)  # [B,L,W]
+            x = x + self.value_term(batch, self.value_embedding)  # [B,L,W]
         return self.projection(self.dropout(self.norm(x)))  # [B,L,H]
 
     def _age(self, batch: Batch) -> Float[Tensor, "B L W"]:
@@ -87,7 +87,8 @@ class BEHRTEmbeddings(nn.Module):
         bins = torch.bucketize(gap, torch.tensor(GAP_EDGES, device=gap.device), right=True)  # [B,L]
         return self.gap_embedding(bins) + self.gap_projection(torch.log1p(gap)[..., None] / 8)  # [B,L,W]
 
-    def _value(self, batch: Batch, table: nn.Embedding) -> Float[Tensor, "B L W"]:
+    def value_term(self, batch: Batch, table: nn.Embedding) -> Float[Tensor, "B L W"]:
+        """Value × the vector of its code, zero where a token has no value."""
         slot = self.value_slot[batch.code]  # [B,L]
         value = torch.where(batch.has_value & (slot >= 0), batch.value, torch.zeros_like(batch.value))  # [B,L]
         return value[..., None] * table(slot.clamp_min(0))  # [B,L,W]
@@ -176,6 +177,7 @@ class BEHRTPreTrainedModel(PreTrainedModel):
         if report["missing_keys"] or unexpected:
             missing = ", ".join(sorted(report["missing_keys"])) or "none"
             raise _unfit(folder, f"missing tensors: {missing}; unexpected: {', '.join(sorted(unexpected)) or 'none'}")
+        _realign(model)
         return model
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
@@ -197,6 +199,12 @@ class BEHRTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, BEHRTEmbeddings):
             weight = module.code_embedding.weight
             init.normal_(weight, std=1 / math.sqrt(weight.shape[1]))
+
+
+def _realign(model: nn.Module) -> None:
+    """Move weights out of the mapped file: there they lie at odd addresses, at which kernels round differently."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _unfit(folder: Path, what: str) -> EhrError:

@@ -1,5 +1,6 @@
-"""One page for people: what a finished study left on disk becomes a self-contained report.html."""
+"""One page for people: what a finished study or evaluation left on disk becomes a self-contained report.html."""
 
-from ehrsequencing.report.render import readme_figure, write_report
+from ehrsequencing.report.inputs import Inputs, read_inputs
+from ehrsequencing.report.render import readme_figure, write_report, write_report_from
 
-__all__ = ["readme_figure", "write_report"]
+__all__ = ["Inputs", "read_inputs", "readme_figure", "write_report", "write_report_from"]

@@ -11,9 +11,19 @@ import numpy as np
 from jaxtyping import Float64
 
 from ehrsequencing.cohort.attrition import AttritionGroup
+from ehrsequencing.report.series import (
+    Calibration,
+    Decision,
+    Examples,
+    Incidence,
+    OverTime,
+    Recalibrated,
+    RiskThirds,
+    Trajectory,
+)
 
-KINDS = ("oracle", "strategy", "control", "baseline")
-"""The order of the comparison table."""
+KINDS = ("oracle", "strategy", "predictions", "control", "baseline")
+"""The order of the comparison table; ``predictions`` are anybody's, scored from a file."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class Row:
     alpha: float | None
     notes: tuple[str, ...]
     metrics: Mapping[str, Interval]
+    checks: Mapping[str, Any] = field(default_factory=dict)
     best: bool = False
     best_ibs: bool = False
 
@@ -62,11 +73,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference ``model`` minus ``against`` on the same patients, by metric."""
+    """A paired difference ``model`` minus ``against`` on the same patients, by metric.
+
+    ``word`` is the rule's (climb, stay, underpowered) on Uno C, ``one_sided`` that difference with the two one-sided
+    95% bounds it was said on; empty and NaN where the pair was not judged.
+    """
 
     model: str
     against: str
     metrics: Mapping[str, Interval]
+    word: str = ""
+    one_sided: Interval = Interval(math.nan)
 
     @property
     def uno_c(self) -> Interval:
@@ -88,61 +105,75 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Groups of patients by predicted risk at the horizon: mean prediction against what was observed, as risks."""
+class Group:
+    """One group of patients with its counts for people, and each model's figures; none for a small group."""
 
-    model: str
-    predicted: Float64[np.ndarray, " g"]
-    observed: Float64[np.ndarray, " g"]
-    low: Float64[np.ndarray, " g"]
-    high: Float64[np.ndarray, " g"]
-
-
-@dataclass(frozen=True)
-class RiskCurve:
-    """What was observed of one third of the patients, as far as MIN_CELL are at risk; ``at_risk`` is for people.
-
-    ``share`` is Kaplan–Meier's of those without the outcome or, with competing events, Aalen–Johansen's of those with.
-    """
-
-    label: str
-    times: Float64[np.ndarray, " m"]
-    share: Float64[np.ndarray, " m"]
-    low: Float64[np.ndarray, " m"]
-    high: Float64[np.ndarray, " m"]
-    at_risk: tuple[str, ...]
+    name: str
+    n: str
+    events: str
+    metrics: Mapping[str, Mapping[str, Interval]]
 
 
 @dataclass(frozen=True)
-class RiskThirds:
-    """The three curves of one model and the times (days) at which the numbers at risk stand."""
+class Subgroup:
+    """The groups one characteristic makes."""
 
-    model: str
-    seed: int
-    ticks: Float64[np.ndarray, " k"]
-    curves: tuple[RiskCurve, ...]
-    competing: bool = False
+    name: str
+    groups: tuple[Group, ...]
 
 
 @dataclass(frozen=True)
-class Incidence:
-    """One cause's cumulative incidence: Aalen–Johansen of the evaluated patients, and models' mean predictions."""
+class CodeEffect:
+    """How much a code moves the predicted risk of the patients who have it."""
 
-    cause: str
-    times: Float64[np.ndarray, " m"]
-    observed: Float64[np.ndarray, " m"]
-    low: Float64[np.ndarray, " m"]
-    high: Float64[np.ndarray, " m"]
-    predicted: Mapping[str, Float64[np.ndarray, " m"]]
+    code: str
+    description: str
+    patients: str
+    mean: float
+    mean_abs: float
 
 
 @dataclass(frozen=True)
-class Trajectory:
-    """An example patient's predicted risk of the outcome within the horizon, at each of their visits."""
+class ExplainedVisit:
+    """A visit's part in a patient's risk, and its codes' own."""
+
+    when: str
+    attribution: float
+    codes: tuple[tuple[str, str, float], ...]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """An example patient's risk, what it is set against, and where the difference comes from."""
 
     patient: int
-    days: Float64[np.ndarray, " v"]
-    risk: Float64[np.ndarray, " v"]
+    risk: float
+    baseline_risk: float
+    visits: tuple[ExplainedVisit, ...]
+
+
+@dataclass(frozen=True)
+class Attributions:
+    """Why a model predicts what it predicts."""
+
+    model: str
+    horizon: float
+    patients: str
+    baseline: str
+    completeness: float
+    codes: tuple[CodeEffect, ...]
+    examples: tuple[Explained, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the patients come from: in words, the years of prediction and the follow-up, none of it a person's."""
+
+    data: str
+    simulated: bool
+    years: str
+    follow_up: str
+    split: str
 
 
 @dataclass(frozen=True)
@@ -161,20 +192,38 @@ class Summary:
     parts: tuple[tuple[str, str, str], ...]
     tau: float
     horizon: float
+    horizons: tuple[float, ...]
     warnings: tuple[str, ...]
     recipe: Mapping[str, Any]
     interval: str
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]
     against: str | None
+    source: Source
+    sample_size: Mapping[str, Any] = field(default_factory=dict)
+    limitations: tuple[str, ...] = ()
     start: str = ""
+    aside: str = ""
+    """Eligible patients this study did not label, as a count for people."""
     attrition: tuple[AttritionGroup, ...] = ()
     runs: tuple[Run, ...] = ()
+    over_time: tuple[OverTime, ...] = ()
     calibration: tuple[Calibration, ...] = ()
+    recalibrated: tuple[Recalibrated, ...] = ()
+    decisions: tuple[Decision, ...] = ()
     thirds: tuple[RiskThirds, ...] = ()
+    examples: Examples | None = None
     causes: tuple[tuple[str, str], ...] = ()
+    cause_figures: tuple[tuple[str, tuple[Row, ...]], ...] = ()
     incidence: tuple[Incidence, ...] = ()
     trajectories: tuple[Trajectory, ...] = ()
+    subgroups: tuple[Subgroup, ...] = ()
+    attributions: Attributions | None = None
+    casemix: Mapping[str, Any] = field(default_factory=dict)
     tokens: Mapping[str, Any] = field(default_factory=dict)
     provenance: tuple[tuple[str, str], ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def competing(self) -> bool:
+        return len(self.causes) > 1

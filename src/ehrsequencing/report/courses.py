@@ -10,10 +10,21 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ehrsequencing.report.contents import Incidence, RiskThirds, Trajectory
-from ehrsequencing.report.drawing import FAINT, INK, OTHER_COLORS, PERCENT, RULE, STYLE, WIDTH, color, inline, time_unit
+from ehrsequencing.report.drawing import (
+    FAINT,
+    INK,
+    OTHER_COLORS,
+    PERCENT,
+    RULE,
+    STYLE,
+    THIRD_COLORS,
+    WIDTH,
+    color,
+    inline,
+    time_unit,
+)
+from ehrsequencing.report.series import Incidence, RiskThirds, Trajectory
 
-THIRD_COLORS = ("#8fb8de", "#4a86bd", "#173f6e")
 THIRD_LINES = ((0, (1, 1)), (0, (5, 1.5)), "solid")
 CAUSES_A_ROW = 3
 

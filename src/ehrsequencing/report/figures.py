@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from ehrsequencing.report import courses
-from ehrsequencing.report.contents import Calibration, Row, Run, Summary
+from ehrsequencing.report.contents import Row, Run
 from ehrsequencing.report.drawing import COLORS, FAINT, PERCENT, RULE, STYLE, WIDTH, color, inline, svg
+from ehrsequencing.report.series import Calibration
 
 MARKERS = {"oracle": "*", "strategy": "o", "control": "o", "baseline": "s"}
 PANELS_A_ROW = 5
@@ -166,26 +166,16 @@ def _run_words(run: Run) -> str:
     return f"{run.model} seed {run.seed}{fold} {kept}"
 
 
-def calibration(curves: Sequence[Calibration], horizon: str) -> Markup:
-    """Observed (Kaplan–Meier, 95% interval) against predicted risk at the horizon, one panel a model."""
+def calibration(curves: Sequence[Calibration], horizon: str, name: str = "calibration") -> Markup:
+    """Observed against predicted risk at the horizon, one panel a model: groups with 95% intervals, and the smooth."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.0))
         margins = {"left": 0.075, "right": 0.99, "bottom": 0.15, "top": 0.925, "wspace": 0.08}
-        panels = figure.subplots(1, max(len(curves), 3), sharex=True, sharey=True, squeeze=False, gridspec_kw=margins)[
-            0
-        ]
+        columns = max(len(curves), 3)
+        panels = figure.subplots(1, columns, sharex=True, sharey=True, squeeze=False, gridspec_kw=margins)[0]
         top = min(1.0, 1.05 * max(float(max(np.max(c.high), np.max(c.predicted))) for c in curves))
         for axes, curve in zip(panels, curves, strict=False):
-            axes.plot([0, top], [0, top], color=FAINT, linewidth=0.7, linestyle=(0, (4, 3)))
-            bars = np.stack([curve.observed - curve.low, curve.high - curve.observed]).clip(min=0)  # (2, g)
-            axes.errorbar(
-                curve.predicted, curve.observed, bars, fmt="o-", color=color(curve.model), markersize=4, linewidth=0.9,
-                elinewidth=0.9, markeredgecolor="white", markeredgewidth=0.5,
-            )  # fmt: skip
-            axes.set_title(curve.model)
-            axes.set_box_aspect(1)
-            axes.set_xlabel("predicted risk")
-            axes.grid(color=RULE, linewidth=0.4)
+            _calibration_panel(axes, curve, top)
         panels[0].set(xlim=(0, top), ylim=(0, top), ylabel="observed risk")
         for axes in panels[len(curves) :]:
             axes.set_axis_off()
@@ -193,7 +183,24 @@ def calibration(curves: Sequence[Calibration], horizon: str) -> Markup:
             axis.set_major_locator(MaxNLocator(5))
             axis.set_major_formatter(PERCENT)
     described = "; ".join(f"{c.model}: {_calibration_words(c)}" for c in curves)
-    return inline(figure, "calibration", f"Observed against predicted risk at {horizon}", described)
+    return inline(figure, name, f"Observed against predicted risk at {horizon}", described)
+
+
+def _calibration_panel(axes: Axes, curve: Calibration, top: float) -> None:
+    tone, smooth = color(curve.model), curve.smooth
+    axes.plot([0, top], [0, top], color=FAINT, linewidth=0.7, linestyle=(0, (4, 3)))
+    if smooth is not None:
+        axes.fill_between(smooth.predicted, smooth.low, smooth.high, color=tone, alpha=0.18, linewidth=0)
+        axes.plot(smooth.predicted, smooth.observed, color=tone, linewidth=1.4)
+    bars = np.stack([curve.observed - curve.low, curve.high - curve.observed]).clip(min=0)  # (2, g)
+    axes.errorbar(
+        curve.predicted, curve.observed, bars, fmt="o" if smooth is not None else "o-", color=tone, markersize=4,
+        linewidth=0.9, elinewidth=0.9, markeredgecolor="white", markeredgewidth=0.5,
+    )  # fmt: skip
+    axes.set_title(curve.model)
+    axes.set_box_aspect(1)
+    axes.set_xlabel("predicted risk")
+    axes.grid(color=RULE, linewidth=0.4)
 
 
 def _calibration_words(curve: Calibration) -> str:
@@ -236,17 +243,3 @@ def _dots(axes: Axes, rows: Sequence[Row], values: Sequence[float], label: str) 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def draw(summary: Summary, horizon: str) -> dict[str, Any]:
-    """Every figure the summary has the data for, by name."""
-    scored = any(math.isfinite(row.uno_c.value) for row in summary.rows)
-    return {
-        "forest": forest(summary.rows, summary.against) if scored else None,
-        "training": training(summary.runs),
-        "calibration": calibration(summary.calibration, horizon) if summary.calibration else None,
-        "thirds": courses.thirds(summary.thirds) if summary.thirds else None,
-        "incidence": courses.incidence(summary.incidence) if summary.incidence else None,
-        "trajectories": courses.trajectories(summary.trajectories, horizon) if summary.trajectories else None,
-        "footprint": footprint(summary.rows),
-    }

@@ -1,19 +1,24 @@
-"""What the comparison says in words: who wins or ties, what contributed, and how little the data can tell."""
+"""What the comparison says in words after its first line: what contributed, calibration, how little data can tell."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ehrsequencing.cohort.attrition import cell
+from ehrsequencing.cohort.words import in_days
 from ehrsequencing.report.contents import Difference, Interval, Row
 from ehrsequencing.report.suppression import events_cell
+from ehrsequencing.report.verdicts import contest_of, estimated, named, signed, verdict
 
 WIDE_INTERVAL = 0.1
 """An interval of Uno C wider than this is said to tell little."""
 MIN_EVALUATED_EVENTS = 100
 POWER_FACTOR = 2.8 / 3.92
 """A difference found four times out of five is 2.8 standard errors; a 95% interval is 3.92 of them wide."""
+NOTHING = Interval(math.nan)
 
 
 def best_of(
@@ -26,81 +31,115 @@ def best_of(
         for row in rows
         if (row.kind == kind if kind else row.kind != "oracle")
         and (blend is None or row.blend == blend)
-        and math.isfinite(row.metrics.get(metric, Interval(math.nan)).value)
+        and math.isfinite(row.metrics.get(metric, NOTHING).value)
     ]
     return max(pool, key=lambda row: sign * row.metrics[metric].value, default=None)
 
 
-def find_difference(differences: Sequence[Difference], model: Row, against: Row) -> Interval | None:
-    """Uno C of ``model`` minus ``against``, also from the pair the other way round; None where neither has limits."""
-    for d in differences:
-        if math.isnan(d.uno_c.low):
-            continue
-        if (d.model, d.against) == (model.model, against.model):
-            return d.uno_c
-        if (d.model, d.against) == (against.model, model.model):
-            return Interval(-d.uno_c.value, -d.uno_c.high, -d.uno_c.low)
-    return None
+def pair_of(rows: Sequence[Row], differences: Sequence[Difference]) -> tuple[Row | None, Row | None]:
+    """What the headline is about, and what it is set against: the best strategy (or file of predictions) and the best
+    simple model; between files alone, as the differences have it; of a lone model, nothing."""
+    row = best_of(rows, "strategy") or best_of(rows, "predictions")
+    rival = best_of(rows, "baseline")
+    if row is not None and rival is None:
+        by_name = {each.model: each for each in rows}
+        pairs = [(by_name.get(d.model), by_name.get(d.against)) for d in differences]
+        row, rival = next(((a, b) for a, b in pairs if a and b and a.kind == "predictions"), (row, None))
+    return (row or best_of(rows)), (rival if row is not None else None)
 
 
-def headline(rows: Sequence[Row], differences: Sequence[Difference]) -> tuple[str, list[str]]:
-    """The first line (a simple model that wins or ties is named first) and the findings after it."""
-    strategy, simple = best_of(rows, "strategy"), best_of(rows, "baseline")
-    if strategy is None or simple is None:
-        top = best_of(rows)
-        first = "No model could be scored." if top is None else f"The highest Uno C is that of {_scored(top)}."
-        return first + " There is nothing to set it against: a strategy and a simple model are both needed.", []
-    first = _verdict(strategy, simple, find_difference(differences, strategy, simple))
+def headline(
+    rows: Sequence[Row], differences: Sequence[Difference], horizon: float | None = None
+) -> tuple[str, list[str]]:
+    """The first line (a simple model that wins or suffices is named first) and the findings after it."""
+    row, rival = pair_of(rows, differences)
+    if row is None:
+        return "No model could be scored.", []
+    if rival is None:
+        return _alone(row), [text for text in (calibration_finding(row, horizon), _ibs_alone(row)) if text]
+    contest = contest_of(row, rival, differences)
     more = [
-        _blend_finding(rows, differences, strategy, simple),
+        _blend_finding(rows, differences, row, rival),
         _control_finding(rows),
+        calibration_finding(rival if contest.worse else row, horizon),
         _ibs_finding(rows),
         _oracle_finding(rows),
     ]
-    return first, [sentence for sentence in more if sentence]
+    return verdict(contest), [sentence for sentence in more if sentence]
 
 
-def _verdict(strategy: Row, simple: Row, difference: Interval | None) -> str:
-    deep, plain = _of(strategy.uno_c), _of(simple.uno_c)
-    if difference is None:
-        return (
-            f"Which is better is not decided: {_name(strategy)} has Uno C {deep}, {simple.model} {plain}, and no "
-            "paired interval of the difference was computed."
-        )
-    paired = f"the paired difference, {_signed(difference)},"
-    if difference.low > 0:
-        return (
-            f"{_name(strategy, start=True)} ranks patients better than the best simple model: Uno C {deep} against "
-            f"{plain} for {simple.model}; {paired} excludes zero."
-        )
-    if difference.high < 0:
-        return (
-            f"A simple model wins: {simple.model} has Uno C {plain}, the best transformer strategy is "
-            f"{_scored(strategy)}; {paired} excludes zero."
-        )
-    if strategy.uno_c.value > simple.uno_c.value:
-        return (
-            f"A simple model ties: {_name(strategy)} has the higher Uno C, {deep} against {plain} for {simple.model}, "
-            f"but {paired} includes zero."
-        )
+def _alone(row: Row) -> str:
+    """Of a model with nothing beside it: how it ranks."""
+    name = named(row)[0].upper() + named(row)[1:] if row.blend else row.model
+    if row.uno_c.low <= 0.5:
+        return f"{name} is not shown to rank patients better than a coin: Uno C {estimated(row.uno_c)}."
     return (
-        f"A simple model is at least as good: {simple.model} has Uno C {plain}, the best transformer strategy is "
-        f"{_scored(strategy)}, and {paired} includes zero."
+        f"{name} ranks patients with Uno C {estimated(row.uno_c)}: of two patients, the one whose outcome comes first "
+        f"has the higher predicted risk about {100 * row.uno_c.value:.0f} times in 100."
     )
 
 
-def _blend_finding(rows: Sequence[Row], differences: Sequence[Difference], strategy: Row, simple: Row) -> str:
+def _ibs_alone(row: Row) -> str:
+    scaled = row.metrics.get("scaled_ibs", NOTHING)
+    if math.isnan(scaled.value):
+        return ""
+    verb = "removes" if scaled.value >= 0 else "adds"
+    return (
+        f"It {verb} {abs(scaled.value):.0%} of the squared error of one curve for everybody (scaled IBS "
+        f"{estimated(scaled)})."
+    )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """When a sentence on calibration is said, by the observed / expected ratio and the slope, and the sentence."""
+
+    holds: Callable[[Interval, Interval], bool]
+    sentence: str
+
+
+AGREEMENTS: tuple[Agreement, ...] = (
+    Agreement(lambda oe, slope: math.isnan(oe.low), ""),
+    Agreement(lambda oe, slope: oe.low > 1, "The risks of {model} at {horizon} are too low on average: {oe}{slope}."),
+    Agreement(lambda oe, slope: oe.high < 1, "The risks of {model} at {horizon} are too high on average: {oe}{slope}."),
+    Agreement(
+        lambda oe, slope: slope.high < 1,
+        "The risks of {model} at {horizon} are right on average but too extreme: {oe}{slope}.",
+    ),
+    Agreement(
+        lambda oe, slope: slope.low > 1,
+        "The risks of {model} at {horizon} are right on average but not spread enough: {oe}{slope}.",
+    ),
+    Agreement(
+        lambda oe, slope: True, "The risks of {model} at {horizon} agree with what was observed: {oe}{slope}."
+    ),
+)  # fmt: skip
+"""The first that holds is said; limits that are not there hold nothing."""
+
+
+def calibration_finding(row: Row, horizon: float | None) -> str:
+    """Whether a model's risks at the horizon can be believed; nothing where it was not measured."""
+    if horizon is None:
+        return ""
+    oe, slope = (row.metrics.get(f"{name}@{horizon:.10g}", NOTHING) for name in ("oe", "slope"))
+    sentence = next(each.sentence for each in AGREEMENTS if each.holds(oe, slope))
+    sloped = "" if math.isnan(slope.value) else f", calibration slope {estimated(slope, 2)}"
+    ratio = f"observed / expected {estimated(oe, 2)}"
+    return sentence.format(model=named(row), horizon=in_days(horizon), oe=ratio, slope=sloped)
+
+
+def _blend_finding(rows: Sequence[Row], differences: Sequence[Difference], row: Row, simple: Row) -> str:
     """What the transformer does by itself where the best strategy is a blend with the wide model."""
     alone = best_of(rows, "strategy", blend=False)
-    if not strategy.blend or alone is None:
+    if not row.blend or alone is None:
         return ""
-    found = find_difference(differences, alone, simple)
-    if found is None:
-        return f"By itself, without the wide model, the best transformer is {_scored(alone)}."
-    verdict = "better than" if found.low > 0 else "worse than" if found.high < 0 else "not distinguishable from"
+    found = contest_of(alone, simple, differences)
+    if found.difference is None:
+        return f"By itself, without the wide model, the best transformer is {scored(alone)}."
+    verdict = "better than" if found.better else "worse than" if found.worse else "not distinguishable from"
     return (
-        f"By itself, without the wide model, the best transformer is {_scored(alone)}: {verdict} {simple.model} "
-        f"(difference {_signed(found)})."
+        f"By itself, without the wide model, the best transformer is {scored(alone)}: {verdict} {simple.model} "
+        f"(difference {signed(found.difference)})."
     )
 
 
@@ -109,8 +148,8 @@ def _control_finding(rows: Sequence[Row]) -> str:
     if control is None or alone is None or control.uno_c.value < alone.uno_c.value:
         return ""
     return (
-        f"Pretraining is not shown to help: the control {_scored(control)} is not below the best pretrained "
-        f"transformer, {_scored(alone)}."
+        f"Pretraining is not shown to help: the control {scored(control)} is not below the best pretrained "
+        f"transformer, {scored(alone)}."
     )
 
 
@@ -135,10 +174,16 @@ def _oracle_finding(rows: Sequence[Row]) -> str:
     )
 
 
-def power(rows: Sequence[Row], differences: Sequence[Difference], n: int, events: int) -> list[str]:
+def power(
+    rows: Sequence[Row],
+    differences: Sequence[Difference],
+    n: int,
+    events: int,
+    sample_size: Mapping[str, Any] | None = None,
+) -> list[str]:
     """How little the data can tell, where they can tell little; empty where there are events and precision enough."""
-    strategy, simple = best_of(rows, "strategy"), best_of(rows, "baseline")
-    widest = max((r for r in (strategy, simple) if r and r.uno_c.width > WIDE_INTERVAL), key=_uno_width, default=None)
+    row, rival = pair_of(rows, differences)
+    widest = max((r for r in (row, rival) if r and r.uno_c.width > WIDE_INTERVAL), key=_uno_width, default=None)
     few = events < MIN_EVALUATED_EVENTS
     if not few and widest is None:
         return []
@@ -154,10 +199,22 @@ def power(rows: Sequence[Row], differences: Sequence[Difference], n: int, events
             f"{opening} 95% interval of {widest.model} runs from {widest.uno_c.low:.2f} to {widest.uno_c.high:.2f}, "
             f"{widest.uno_c.width:.2f} wide."
         )
-    found = find_difference(differences, strategy, simple) if strategy and simple else None
+    found = contest_of(row, rival, differences).difference if row and rival else None
     if found is not None and math.isfinite(found.width):
         said.append(_detectable(found))
-    return said
+    return [*said, *_precision(sample_size or {})]
+
+
+def _precision(sample_size: Mapping[str, Any]) -> list[str]:
+    """What an evaluation of this size can resolve (Riley et al. 2021), where it is too small."""
+    validation = sample_size.get("validation") or {}
+    if validation.get("enough", True) or "oe_interval" not in validation:
+        return []
+    low, high = validation["oe_interval"]
+    return [
+        f"An evaluation of this size would place observed / expected no closer than {low:.2f} to {high:.2f}, and a "
+        f"calibration slope no closer than ± {validation['widths']['slope'] / 2:.2f}, even of a perfect model."
+    ]
 
 
 def _detectable(difference: Interval) -> str:
@@ -172,26 +229,6 @@ def _uno_width(row: Row) -> float:
     return row.uno_c.width
 
 
-def _name(row: Row, *, start: bool = False) -> str:
-    article = "The" if start else "the"
-    return f"{article} blend {row.model}" if row.blend else row.model
-
-
-def _scored(row: Row) -> str:
-    return f"{_name(row)} with {_of(row.uno_c)}"
-
-
-def _of(interval: Interval) -> str:
-    if math.isnan(interval.low):
-        return f"{interval.value:.3f}"
-    return f"{interval.value:.3f} ({interval.low:.3f}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{interval.high:.3f})"
-
-
-def _signed(interval: Interval) -> str:
-    """A difference with its signs.
-
-    >>> _signed(Interval(-0.012, -0.03, 0.004)).replace("\N{NO-BREAK SPACE}", " ")
-    '−0.012 (−0.030 to +0.004)'
-    """
-    value, low, high = (f"{x:+.3f}".replace("-", "−") for x in (interval.value, interval.low, interval.high))
-    return f"{value} ({low}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high})"
+def scored(row: Row) -> str:
+    """A row with its Uno C, in a sentence."""
+    return f"{named(row)} with {estimated(row.uno_c)}"

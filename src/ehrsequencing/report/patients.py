@@ -1,10 +1,10 @@
-"""What the report shows of patients in groups: calibration, outcome by third of risk, who is in the cohort."""
+"""What the report shows of the evaluated patients: who they are, calibration, outcome by third of risk, incidence."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,94 +12,87 @@ from jaxtyping import Float64, Int64
 
 from ehrsequencing.cohort import Cohort
 from ehrsequencing.cohort.attrition import cell, suppress_attrition
-from ehrsequencing.config import MIN_CELL
+from ehrsequencing.config import MIN_CELL, TRAIN
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.calibration import calibration_curve
 from ehrsequencing.evaluation.compare import outcome_free_at
-from ehrsequencing.nonparametric import AalenJohansen, KaplanMeier
+from ehrsequencing.nonparametric import AalenJohansen, KaplanMeier, censoring_distribution
 from ehrsequencing.predictions import Predictions
-from ehrsequencing.report.contents import Calibration, Incidence, RiskCurve, RiskThirds, Row, Summary, Trajectory
+from ehrsequencing.report.contents import Row
 from ehrsequencing.report.findings import best_of
+from ehrsequencing.report.inputs import Inputs
+from ehrsequencing.report.series import Calibration, Incidence, RiskCurve, RiskThirds
 from ehrsequencing.timegrid import truncate
 
 MAX_CALIBRATION_GROUPS, EVENTS_PER_GROUP = 10, 5
 KM_POINTS = 101
 """Kaplan–Meier curves are drawn on this many equal points, so that no single event day can be read off."""
 AT_RISK_POINTS = 6
-TRAJECTORIES = "trajectories.parquet"
+MAX_SHOWN = 3
 THIRDS = ("lowest third", "middle third", "highest third")
+KEYS = ["subject_id", "prediction_time"]
 
 
-def with_patients(summary: Summary, folder: Path, fingerprint: str) -> Summary:
-    """Add what needs the cohort and the predictions; where they are absent, say why in ``missing``."""
-    missing = {} if summary.runs else {"training": "No model was trained epoch by epoch, or no history was kept."}
-    if not (folder / "cohort" / "cohort.parquet").exists():
-        absent = "The cohort was not kept beside this report."
-        return replace(summary, missing=missing | dict.fromkeys(("attrition", "calibration", "thirds"), absent))
-    cohort = Cohort.read(folder / "cohort")
-    steps = [tuple(step) for step in cohort.attrition.select("rule", "why", "removed", "remaining").rows()]
-    start, attrition = suppress_attrition([(str(r), str(w or ""), int(a), int(b)) for r, w, a, b in steps])
-    calibration, thirds, curves = [], [], {}
-    for row in _shown_models(summary.rows):
-        scored = _predictions_of(row, folder, fingerprint)
-        if scored is None:
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A model whose curves are drawn: its first seed's predictions (one trained model, not an average that nobody
+    would deploy) and the outcome of the same rows, censored at τ; ``raw`` is before recalibration."""
+
+    row: Row
+    seed: int
+    predictions: Predictions
+    raw: Predictions | None
+    duration: Float64[np.ndarray, " n"]
+    event: Int64[np.ndarray, " n"]
+
+    @property
+    def model(self) -> str:
+        return self.row.model
+
+    def free_at(self, times: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, "n m"]:
+        """The predicted probability of no outcome up to each time."""
+        return outcome_free_at(self.predictions, times)
+
+
+def shown_models(rows: Sequence[Row], inputs: Inputs, tau: float) -> tuple[Shown, ...]:
+    """The models of ``leading_rows`` whose predictions are kept; none without a cohort."""
+    if inputs.cohort is None:
+        return ()
+    fingerprint, found = str(inputs.comparison.get("cohort_fingerprint", "")), []
+    for row in leading_rows(rows):
+        seed = row.seeds[0] if row.seeds else 0
+        if (row.model, seed) not in inputs.predictions:
             continue
-        outcome = _outcome(cohort, scored, summary.tau)
-        calibration.append(calibrate(row.model, scored, *outcome, summary.horizon))
-        if scored.cif:
-            curves[row.model] = scored
-        if not row.blend:
-            thirds.append(risk_thirds(row.model, _first_seed(row), scored.risk, *outcome, summary.tau))
-    kept_calibration = tuple(c for c in calibration if c is not None)
-    kept_thirds = tuple(t for t in thirds if t is not None)
-    few = "Too few patients or events for groups that could be shown." if calibration else "No predictions were kept."
-    missing |= {} if kept_calibration else {"calibration": few}
-    missing |= {} if kept_thirds else {"thirds": few}
-    missing |= {} if attrition else {"attrition": "No attrition table was kept."}
-    return replace(
-        summary,
-        start=start,
-        attrition=tuple(attrition),
-        calibration=kept_calibration,
-        thirds=kept_thirds,
-        incidence=incidences(cohort.task.causes, curves, cohort, summary.tau),
-        missing=missing,
-    )
+        predictions = inputs.predictions[row.model, seed]
+        _refuse_foreign(row.model, predictions, fingerprint)
+        raw = inputs.raw.get((row.model, seed))
+        found.append(Shown(row, seed, predictions, raw, *_outcome(inputs.cohort, predictions, tau)))
+    return tuple(found)
 
 
-def _shown_models(rows: Sequence[Row]) -> list[Row]:
-    """The best transformer by itself, the best simple model, the best blend: those of them that exist."""
-    chosen = (best_of(rows, "strategy", blend=False), best_of(rows, "baseline"), best_of(rows, "strategy", blend=True))
-    return [row for row in chosen if row is not None]
+def leading_rows(rows: Sequence[Row]) -> list[Row]:
+    """The best transformer by itself, the best simple model, the best blend, then anybody's files, best first."""
+    chosen = [best_of(rows, "strategy", blend=False), best_of(rows, "baseline"), best_of(rows, "strategy", blend=True)]
+    given = sorted((row for row in rows if row.kind == "predictions"), key=lambda row: -row.uno_c.value)
+    return list({row.model: row for row in (*given, *chosen) if row is not None}.values())[:MAX_SHOWN]
 
 
-def _predictions_of(row: Row, folder: Path, fingerprint: str) -> Predictions | None:
-    """The predictions of a model's first seed; one trained model, not an average nobody would deploy."""
-    path = folder / "predictions" / f"{row.model}-{_first_seed(row)}.parquet"
-    if not path.exists():
-        return None
-    found = Predictions.read(path)
-    if fingerprint and found.cohort_fingerprint != fingerprint:
+def _refuse_foreign(model: str, found: Predictions, fingerprint: str) -> None:
+    if fingerprint and found.cohort_fingerprint not in ("", fingerprint):
         raise EhrError(
-            f"the predictions of '{row.model}' were made for another cohort than the comparison's",
-            str(path),
+            f"the predictions of '{model}' were made for another cohort than the comparison's",
+            f"{model}, predictions",
             "run the study again, or restore the folder as it was left",
             code=Exit.BUNDLE,
         )
-    return found
-
-
-def _first_seed(row: Row) -> int:
-    return row.seeds[0] if row.seeds else 0
 
 
 def _outcome(
     cohort: Cohort, predictions: Predictions, tau: float
 ) -> tuple[Float64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
     """Duration (days) and event of the predicted rows, censored at ``tau``."""
-    keys = ["subject_id", "prediction_time"]
-    rows = predictions.to_frame().select(keys)
-    known = rows.join(cohort.table, on=keys, how="left", maintain_order="left")
+    rows = predictions.to_frame().select(KEYS)
+    known = rows.join(cohort.table, on=KEYS, how="left", maintain_order="left")
     if known["duration"].null_count():
         raise EhrError(
             "predictions for subjects that are not in the cohort",
@@ -108,6 +101,37 @@ def _outcome(
             code=Exit.BUNDLE,
         )
     return truncate(known["duration"].to_numpy(), known["event"].cast(pl.Int64).to_numpy(), tau)
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """The outcome that models were trained on, as the comparison used it, and its censoring distribution Ĝ."""
+
+    duration: Float64[np.ndarray, " n"]
+    event: Int64[np.ndarray, " n"]
+    censoring: KaplanMeier
+
+
+def learned_of(inputs: Inputs) -> Learned | None:
+    """The training rows' outcome or, out of fold and where no row is a training row, everybody's."""
+    if inputs.cohort is None:
+        return None
+    table = inputs.cohort.table
+    train = table.filter(pl.col("split") == TRAIN)
+    if inputs.comparison.get("folds") is not None or train.height == 0:
+        train = table
+    outcome = train["duration"].to_numpy(), train["event"].cast(pl.Int64).to_numpy()
+    return Learned(*outcome, censoring_distribution(*outcome))
+
+
+def attrition_of(cohort: Cohort | None) -> dict[str, Any]:
+    """The summary's ``start``, ``attrition`` and ``aside``, suppressed."""
+    if cohort is None:
+        return {}
+    steps = cohort.attrition.select("rule", "why", "removed", "remaining").rows()
+    start, groups = suppress_attrition([(str(r), str(w or ""), int(a), int(b)) for r, w, a, b in steps])
+    aside = int(steps[-1][3]) - cohort.table["subject_id"].n_unique() if steps else 0
+    return {"start": start, "attrition": tuple(groups), "aside": cell(aside) if aside > 0 else ""}
 
 
 def calibrate(
@@ -127,7 +151,8 @@ def calibrate(
     shown = (curve.n >= MIN_CELL) & np.isfinite(curve.observed)
     if shown.sum() < 2:
         return None
-    return Calibration(model, *(x[shown] for x in (curve.predicted, curve.observed, curve.low, curve.high)))
+    kept = (x[shown] for x in (curve.predicted, curve.observed, curve.low, curve.high))
+    return replace(Calibration(model, *kept), horizon=horizon)
 
 
 def risk_thirds(
@@ -171,38 +196,18 @@ def _shown_times(duration: np.ndarray, tau: float) -> Float64[np.ndarray, " m"]:
     return times[(duration[:, None] >= times).sum(axis=0) >= MIN_CELL]
 
 
-def incidences(
-    causes: Sequence[str], models: Mapping[str, Predictions], cohort: Cohort, tau: float
-) -> tuple[Incidence, ...]:
+def incidences(causes: Sequence[str], models: Sequence[Shown], tau: float) -> tuple[Incidence, ...]:
     """Each cause's observed incidence beside the models' mean; causes with fewer than MIN_CELL events are left out."""
-    if not models:
+    drawn: Mapping[str, Predictions] = {each.model: each.predictions for each in models if each.predictions.cif}
+    if not drawn:
         return ()
-    duration, event = _outcome(cohort, next(iter(models.values())), tau)
+    duration, event = models[0].duration, models[0].event
     observed, times = AalenJohansen.fit(duration, event, len(causes)), _shown_times(duration, tau)
     low, high = observed.interval(times)
     shown = []
     for number, cause in enumerate(causes):
         if int((event == number + 1).sum()) < MIN_CELL:
             continue
-        predicted = {model: found.cif_at(cause, times).mean(axis=0) for model, found in models.items()}
+        predicted = {model: found.cif_at(cause, times).mean(axis=0) for model, found in drawn.items()}
         shown.append(Incidence(cause, times, observed.at(times)[:, number], low[:, number], high[:, number], predicted))
     return tuple(shown)
-
-
-def read_trajectories(folder: Path) -> tuple[Trajectory, ...]:
-    """Example patients' risks over their visits, where the study left them; patients are numbered, never named.
-
-    ``trajectories.parquet``: patient (1, 2, …), days_since_first_visit, risk_at_horizon.
-    """
-    path = folder / TRAJECTORIES
-    if not path.is_file():
-        return ()
-    table = pl.read_parquet(path).sort("patient", "days_since_first_visit")
-    return tuple(
-        Trajectory(
-            int(patient),
-            own["days_since_first_visit"].cast(pl.Float64).to_numpy(),
-            own["risk_at_horizon"].cast(pl.Float64).to_numpy(),
-        )
-        for (patient,), own in table.group_by("patient", maintain_order=True)
-    )

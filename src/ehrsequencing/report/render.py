@@ -1,9 +1,8 @@
-"""Summary and figures -> report.html: words and number formats for people, one autoescaped template."""
+"""Summary and figures -> report.html: words for people, one autoescaped template and its parts."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,28 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from ehrsequencing.cohort.words import in_days, read_in_words, task_in_words
 from ehrsequencing.config import MIN_CELL
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.files import staged_file
-from ehrsequencing.report.contents import KINDS, Interval, Row, Summary
-from ehrsequencing.report.figures import draw, save_forest
-from ehrsequencing.report.summary import summarise
-from ehrsequencing.report.words import in_days, task_in_words
+from ehrsequencing.report.contents import KINDS, Row, Summary
+from ehrsequencing.report.drawing import palette_css
+from ehrsequencing.report.figures import save_forest
+from ehrsequencing.report.formats import FORMATS
+from ehrsequencing.report.gallery import draw, subgroup_measures, subgroup_model
+from ehrsequencing.report.inputs import Inputs, read_inputs
+from ehrsequencing.report.measures import meanings, metric_name, others, tables
+from ehrsequencing.report.summary import summarise, summarise_folder
+from ehrsequencing.report.tripod import answers, tally
 
 REPORT = "report.html"
 KIND_NAMES = {
     "oracle": "Oracle: the simulator's own truth, out of reach for any model",
     "strategy": "Transformer strategies, and their blends with the wide model",
+    "predictions": "Predictions from files",
     "control": "Controls: what pretraining must beat",
     "baseline": "Simple models",
 }
-MAIN_METRICS = ("uno_c", "harrell_c", "ibs")
-METRIC_NAMES = {"uno_c": "Uno C", "harrell_c": "Harrell C", "ibs": "IBS", "ici": "ICI", "auc": "AUC"}
 TOKEN_NAMES = {
     "n_rows": "patients",
     "n_tokens": "tokens",
@@ -44,16 +48,25 @@ TOKEN_NAMES = {
     "bad_values": "values that were not numbers",
 }
 
+GAPS = ("truncated_rows", "rows_without_events", "rows_without_birth", "oov_share", "fallback_share", "value_share",
+        "bad_values")  # fmt: skip
+"""Told under Missing data."""
 
-def write_report(study_folder: Path) -> Path:
-    """Write ``report.html`` into a finished study's folder: one file, no script, nothing loaded from elsewhere.
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` into a finished study's or evaluation's folder: one file, no script, nothing loaded from
+    elsewhere.
 
     Raises:
         EhrError: the study is not finished or its files do not belong together (exit 13), or the folder cannot be
             written (exit 14); the old report, if any, is then still whole.
     """
-    out = Path(study_folder) / REPORT
-    page = render(summarise(out.parent))
+    return write_report_from(read_inputs(Path(folder)), Path(folder) / REPORT)
+
+
+def write_report_from(inputs: Inputs, out: Path) -> Path:
+    """The same from what is in hand, to ``out``."""
+    page = render(summarise(inputs))
     with staged_file(out) as draft:
         draft.write_text(page, encoding="utf-8")
     return out
@@ -68,7 +81,7 @@ def readme_figure(study_folder: Path, out: Path) -> Path:
     out = Path(out)
     if out.suffix not in (".svg", ".png"):
         raise EhrError(f"a figure is .svg or .png, not '{out.suffix}'", str(out), "rename it", code=Exit.USAGE)
-    rows = summarise(Path(study_folder)).rows
+    rows = summarise_folder(Path(study_folder)).rows
     with staged_file(out) as draft:
         save_forest(rows, draft, out.suffix[1:])
     return out
@@ -76,46 +89,52 @@ def readme_figure(study_folder: Path, out: Path) -> Path:
 
 def render(summary: Summary) -> str:
     """The page as text."""
-    horizon = in_days(summary.horizon)
-    further = [name for name in _metrics(summary.rows) if name not in MAIN_METRICS]
-    return _environment().get_template("report.html.j2").render(
+    answered = answers(summary)
+    horizons = summary.horizons
+    return template("report.html.j2").render(
         s=summary,
-        figures=draw(summary, horizon),
-        horizon=horizon,
+        figures=draw(summary),
+        horizon=in_days(summary.horizon),
         tau=in_days(summary.tau),
         facts=task_in_words(summary.task, summary.tau),
-        groups=[(KIND_NAMES.get(kind, kind), kind, rows) for kind, rows in _by_kind(summary.rows)],
-        further=[(metric_name(name), name) for name in further],
+        read=read_in_words(summary.task),
+        groups=[(_kind_name(kind, summary.rows), kind, rows) for kind, rows in _by_kind(summary.rows)],
+        tables={part: tables(summary.rows, part, horizons) for part in ("discrimination", "accuracy", "calibration")}
+        | {"others": others(summary.rows, horizons)},
+        cause_tables=[(cause, rows, _cause_columns(rows)) for cause, rows in summary.cause_figures],
+        meanings=meanings(summary.rows),
         notes=_notes(summary.rows),
+        checked=[(row.model, row.checks["d_calibration"]) for row in summary.rows if "d_calibration" in row.checks],
         with_ibs=any("ibs" in difference.metrics for difference in summary.differences),
+        with_words=any(difference.word for difference in summary.differences),
         with_train_c=any(np.isfinite(run.train_c).any() for run in summary.runs),
+        with_costs=any(row.trainable is not None or row.seconds is not None for row in summary.rows),
+        kinds={row.kind for row in summary.rows},
+        subgroup_model=subgroup_model(summary),
+        subgroup_measures=subgroup_measures(summary),
         tokens=[_token_fact(key, summary.tokens[key]) for key in sorted(summary.tokens, key=_token_rank)],
+        gaps={TOKEN_NAMES[key] for key in GAPS},
+        estimator="Aalen–Johansen" if summary.competing else "Kaplan–Meier",
+        checklist=answered,
+        checklist_tally=tally(answered),
+        in_days=in_days,
         min_cell=MIN_CELL,
-        competing=len(summary.causes) > 1,
-        estimator="Aalen–Johansen" if len(summary.causes) > 1 else "Kaplan–Meier",
     )  # fmt: skip
 
 
-def _environment() -> jinja2.Environment:
+def template(name: str) -> jinja2.Template:
+    """A template of this package, autoescaped, with the filters of ``formats``."""
     folder = files("ehrsequencing.report") / "templates"
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        loader=jinja2.FunctionLoader(lambda part: (folder / part).read_text(encoding="utf-8")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats: Mapping[str, Callable[..., str]] = {
-        "estimate": estimate,
-        "limits": limits,
-        "signed": signed,
-        "zero": zero,
-        "count": count,
-        "duration": duration,
-        "share": share,
-    }
-    environment.filters |= formats
-    return environment
+    environment.filters |= FORMATS
+    environment.globals["palette"] = palette_css()
+    return environment.get_template(name)
 
 
 def _by_kind(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -123,93 +142,21 @@ def _by_kind(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     return [(kind, [row for row in rows if row.kind == kind]) for kind in kinds]
 
 
-def _metrics(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row.metrics))
+def _kind_name(kind: str, rows: Sequence[Row]) -> str:
+    """A file's rivals are whatever somebody set it against."""
+    if kind == "baseline" and any(row.kind == "predictions" for row in rows):
+        return "Set against it"
+    return KIND_NAMES.get(kind, kind)
+
+
+def _cause_columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    return [(metric_name(name), name) for name in dict.fromkeys(name for row in rows for name in row.metrics)]
 
 
 def _notes(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Each distinct note once, after the models it is about."""
     texts = list(dict.fromkeys(note for row in rows for note in row.notes))
     return [(", ".join(row.model for row in rows if text in row.notes), text) for text in texts]
-
-
-def metric_name(name: str) -> str:
-    """
-    >>> metric_name("brier@365"), metric_name("uno_c")
-    ('Brier score at 1 year', 'Uno C')
-    """
-    base, _, days = name.partition("@")
-    label = {"brier": "Brier score"}.get(base) or METRIC_NAMES.get(base, base.replace("_", " "))
-    return f"{label} at {in_days(float(days))}" if days else label
-
-
-def estimate(interval: Interval | None, digits: int = 3) -> str:
-    """
-    >>> estimate(Interval(0.81234, 0.79, 0.83)), estimate(None)
-    ('0.812', '–')
-    """
-    return "–" if interval is None or math.isnan(interval.value) else f"{interval.value:.{digits}f}"
-
-
-def limits(interval: Interval | None, digits: int = 3) -> str:
-    """
-    >>> limits(Interval(0.81234, 0.79, 0.83)), limits(Interval(0.8))
-    ('(0.790–0.830)', '')
-    """
-    if interval is None or math.isnan(interval.low):
-        return ""
-    return f"({interval.low:.{digits}f}–{interval.high:.{digits}f})"
-
-
-def signed(interval: Interval | None, digits: int = 3) -> str:
-    """
-    >>> signed(Interval(-0.0213, -0.05, 0.0)), signed(Interval(0.2)), signed(None)
-    ('−0.021 (−0.050 to +0.000)', '+0.200', '–')
-    """
-    if interval is None or math.isnan(interval.value):
-        return "–"
-    value, low, high = (f"{x:+.{digits}f}".replace("-", "−") for x in (interval.value, interval.low, interval.high))
-    return value if math.isnan(interval.low) else f"{value} ({low} to {high})"
-
-
-def zero(interval: Interval | None) -> str:
-    """Whether zero is in the interval.
-
-    >>> zero(Interval(0.1, 0.01, 0.2)), zero(Interval(0.1, 0.0, 0.2))
-    ('excluded, better', 'included')
-    """
-    if interval is None or math.isnan(interval.low):
-        return "–"
-    return "excluded, better" if interval.low > 0 else "excluded, worse" if interval.high < 0 else "included"
-
-
-def count(value: int | None) -> str:
-    return "–" if value is None else f"{value:,}"
-
-
-def share(part: int | None, whole: int | None) -> str:
-    """
-    >>> share(16_424, 499_000), share(499_000, 499_000), share(None, 10)
-    ('3.3%', '100%', '')
-    """
-    if part is None or not whole:
-        return ""
-    percent = 100 * part / whole
-    return f"{percent:.0f}%" if percent >= 99.95 else f"{percent:.1f}%"
-
-
-def duration(seconds: float | None) -> str:
-    """
-    >>> duration(0.4), duration(75.0), duration(7200.0), duration(None)
-    ('0.4 s', '1.2 min', '2.0 h', '–')
-    """
-    if seconds is None:
-        return "–"
-    if seconds < 0.05:
-        return "<0.1 s"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _token_rank(key: str) -> int:

@@ -1,49 +1,72 @@
-"""Files of a finished study -> one Summary: every number and sentence the report shows, small cells suppressed."""
+"""A finished comparison -> one Summary: every number and sentence the report shows, small cells suppressed."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float64
-
 from ehrsequencing.cohort.attrition import cell
-from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.report.contents import KINDS, Difference, Interval, Row, Run, Summary
-from ehrsequencing.report.findings import best_of, headline, power
-from ehrsequencing.report.patients import read_trajectories, with_patients
-from ehrsequencing.report.provenance import provenance
+from ehrsequencing.report import measured
+from ehrsequencing.report.contents import KINDS, Difference, Interval, Row, Summary
+from ehrsequencing.report.explained import attributions_of
+from ehrsequencing.report.findings import best_of, headline, pair_of, power
+from ehrsequencing.report.groups import subgroups_of
+from ehrsequencing.report.inputs import Inputs, read_inputs
+from ehrsequencing.report.limitations import Facts, limitations
+from ehrsequencing.report.patients import attrition_of, incidences, learned_of, risk_thirds, shown_models
+from ehrsequencing.report.provenance import provenance, source_of
 from ehrsequencing.report.suppression import events_cell, scrub, token_facts
 
-_RUN = re.compile(r"^(?P<model>.+?)-(?P<seed>\d+)(?:-fold(?P<fold>\d+))?$")
+NO_COHORT = "The cohort was not kept beside this report."
+NO_PREDICTIONS = "No predictions were kept."
+TOO_FEW = "Too few patients or events for groups that could be shown."
+ABSENT = {
+    "training": "No model was trained epoch by epoch here, or no history was kept.",
+    "attrition": "No attrition table was kept.",
+    "over_time": "No predicted curve reaches the horizon.",
+    "calibration": TOO_FEW,
+    "recalibrated": "No predictions from before a recalibration are kept beside this report.",
+    "decisions": "No net benefit could be computed.",
+    "thirds": TOO_FEW,
+    "examples": "Too few patients to show examples among whom nobody stands out.",
+    "subgroups": "No subgroups were examined: the task names none under “subgroups”.",
+    "attributions": "No attributions were computed; “ehrseq explain” makes them.",
+    "sample_size": "No sample-size check was made.",
+    "casemix": "The characteristics of the training patients were not kept.",
+}
+"""What the page says where a part is not there; the keys are fields of the summary, training apart."""
+OF_PREDICTIONS = ("over_time", "calibration", "recalibrated", "decisions", "thirds", "examples")
 
 
-def summarise(study_folder: Path) -> Summary:
-    """Read a finished study.
-
-    Args:
-        study_folder: comparison.json, and where they are there study.json, cohort/, models/, predictions/.
+def summarise_folder(folder: Path) -> Summary:
+    """Read a finished study, or what ``ehrseq evaluate --report`` left.
 
     Raises:
         EhrError: comparison.json is absent or unreadable, or predictions belong to another cohort (exit 13).
     """
-    data = scrub(_read_json(study_folder / "comparison.json"), study_folder)
-    study = scrub(_optional_json(study_folder / "study.json"), study_folder)
+    return summarise(read_inputs(folder))
+
+
+def summarise(inputs: Inputs) -> Summary:
+    """All of it, from what is in hand.
+
+    Raises:
+        EhrError: predictions belong to another cohort (exit 13).
+    """
+    data, study = scrub(inputs.comparison, inputs.folder), scrub(inputs.study, inputs.folder)
     rows, differences = _rows(data["rows"]), _differences(data.get("differences", []))
-    best = {kind: best_of(rows, kind) for kind in KINDS}
-    first_line, findings = headline(rows, differences)
+    horizons = tuple(float(day) for day in data.get("horizons") or [data["tau"]])
+    first_line, findings = headline(rows, differences, max(horizons))
+    rival = pair_of(rows, differences)[1]
     summary = Summary(
         study=str(data.get("study", "study")),
         task=data.get("task", {}),
         first_line=first_line,
         findings=tuple(findings),
-        power=tuple(power(rows, differences, data["n"], data["events"])),
+        power=tuple(power(rows, differences, data["n"], data["events"], data.get("sample_size"))),
         n=cell(data["n"]),
         events=events_cell(data["n"], data["events"]),
         causes=_causes(data),
@@ -51,19 +74,68 @@ def summarise(study_folder: Path) -> Summary:
         folds=_whole(data.get("folds")),
         parts=_parts(data),
         tau=float(data["tau"]),
-        horizon=float(max(data.get("horizons") or [data["tau"]])),
+        horizon=max(horizons),
+        horizons=horizons,
         warnings=tuple(data.get("warnings", [])),
         recipe=data.get("recipe", {}),
         interval=str(data.get("interval", "")),
         rows=rows,
-        differences=_shown_differences(differences, best["baseline"]),
-        against=best["baseline"].model if best["baseline"] else None,
-        runs=tuple(read_runs(study_folder / "models")),
+        differences=_shown_differences(differences, rival),
+        against=rival.model if rival else None,
+        source=source_of(inputs.cohort, study, data),
+        sample_size=data.get("sample_size") or {},
+        runs=inputs.runs,
+        trajectories=inputs.trajectories,
+        cause_figures=_cause_figures(data.get("cause_figures") or {}),
+        subgroups=subgroups_of(data.get("subgroups") or []),
+        attributions=attributions_of(scrub(inputs.attributions, inputs.folder)),
+        casemix=scrub(inputs.casemix, inputs.folder),
         tokens=token_facts(data.get("tokens", {})),
         provenance=provenance(data, study),
+        **attrition_of(inputs.cohort),
     )
-    summary = replace(summary, trajectories=read_trajectories(study_folder))
-    return with_patients(summary, study_folder, str(data.get("cohort_fingerprint", "")))
+    summary = _with_curves(summary, inputs)
+    facts = Facts(summary, data["n"], data["events"], data.get("tokens") or {}, study)
+    return replace(summary, limitations=limitations(facts), missing=_missing(summary, inputs))
+
+
+def _with_curves(summary: Summary, inputs: Inputs) -> Summary:
+    """Add what is drawn of predictions, as far as cohort and predictions are there."""
+    shown, learned = shown_models(summary.rows, inputs, summary.tau), learned_of(inputs)
+    if learned is None or not shown:
+        return summary
+    thirds = (
+        risk_thirds(each.model, each.seed, each.predictions.risk, each.duration, each.event, summary.tau)
+        for each in shown
+        if not each.row.blend
+    )
+    causes = inputs.cohort.task.causes if inputs.cohort else ()
+    return replace(
+        summary,
+        over_time=measured.over_time(shown, learned, summary.tau),
+        calibration=measured.calibrations(shown, summary.horizons, learned.censoring),
+        recalibrated=measured.recalibrations(shown, summary.horizon, learned.censoring),
+        decisions=measured.decisions(shown, summary.horizons, learned.censoring),
+        thirds=tuple(panel for panel in thirds if panel is not None),
+        examples=measured.examples(shown, summary.tau),
+        incidence=incidences(causes, shown, summary.tau),
+    )
+
+
+def _missing(summary: Summary, inputs: Inputs) -> dict[str, str]:
+    """Why a part is not there, for every part that is not."""
+    absent = {"training": summary.runs} | {part: getattr(summary, part) for part in ABSENT if part != "training"}
+    reasons = dict(ABSENT)
+    if inputs.cohort is None:
+        reasons |= dict.fromkeys(("attrition", *OF_PREDICTIONS), NO_COHORT)
+    elif not shown_files(inputs):
+        reasons |= dict.fromkeys(OF_PREDICTIONS, NO_PREDICTIONS)
+    return {part: reasons[part] for part, content in absent.items() if not content}
+
+
+def shown_files(inputs: Inputs) -> bool:
+    """Whether any predictions are kept."""
+    return len(inputs.predictions) > 0
 
 
 def _causes(data: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -76,24 +148,30 @@ def _causes(data: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _rows(data: Sequence[Mapping[str, Any]]) -> tuple[Row, ...]:
-    rows = [
-        Row(
-            model=str(row["model"]),
-            kind=str(row.get("kind", "strategy")),
-            why=str(row.get("why") or ""),
-            seeds=tuple(row.get("seeds") or ()),
-            trainable=_whole(row.get("trainable")),
-            total=_whole(row.get("total")),
-            seconds=_real(row.get("seconds")),
-            alpha=_real(row.get("alpha")),
-            notes=(*map(str, row.get("notes") or ()), *_not_computed(row.get("not_computed") or {})),
-            metrics={name: Interval.of(value) for name, value in (row.get("metrics") or {}).items()},
-        )
-        for row in data
-    ]
+    rows = [_row(row) for row in data]
     top, sharpest = best_of(rows), best_of(rows, metric="ibs")
     marked = [replace(row, best=row is top, best_ibs=row is sharpest) for row in rows]
     return tuple(sorted(marked, key=lambda row: (_kind_rank(row.kind), -_finite(row.uno_c.value, -1.0))))
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    return Row(
+        model=str(row["model"]),
+        kind=str(row.get("kind", "strategy")),
+        why=str(row.get("why") or ""),
+        seeds=tuple(row.get("seeds") or ()),
+        trainable=_whole(row.get("trainable")),
+        total=_whole(row.get("total")),
+        seconds=_real(row.get("seconds")),
+        alpha=_real(row.get("alpha")),
+        notes=(*map(str, row.get("notes") or ()), *_not_computed(row.get("not_computed") or {})),
+        metrics={name: Interval.of(value) for name, value in (row.get("metrics") or {}).items()},
+        checks=row.get("checks") or {},
+    )
+
+
+def _cause_figures(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[tuple[str, tuple[Row, ...]], ...]:
+    return tuple((str(cause), tuple(_row(row) for row in rows)) for cause, rows in data.items())
 
 
 def _not_computed(reasons: Mapping[str, Any]) -> list[str]:
@@ -117,37 +195,23 @@ def _finite(value: float, otherwise: float) -> float:
 
 
 def _differences(data: Sequence[Mapping[str, Any]]) -> tuple[Difference, ...]:
-    pairs: dict[tuple[str, str], dict[str, Interval]] = {}
+    pairs: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for d in data:
-        pairs.setdefault((str(d["model"]), str(d["against"])), {})[str(d.get("metric", "uno_c"))] = Interval.of(d)
-    return tuple(Difference(*pair, metrics) for pair, metrics in pairs.items())
+        pairs.setdefault((str(d["model"]), str(d["against"])), {})[str(d.get("metric", "uno_c"))] = d
+    return tuple(_difference(*pair, found) for pair, found in pairs.items())
 
 
-def _shown_differences(differences: Sequence[Difference], simple: Row | None) -> tuple[Difference, ...]:
-    """Those against the best simple model, largest first; all of them where there is none against it."""
-    mine = [d for d in differences if simple is not None and d.against == simple.model]
+def _difference(model: str, against: str, found: Mapping[str, Mapping[str, Any]]) -> Difference:
+    judged = found.get("uno_c", {})
+    bounds = {"value": judged.get("value"), "low": judged.get("low90"), "high": judged.get("high90")}
+    metrics = {metric: Interval.of(d) for metric, d in found.items()}
+    return Difference(model, against, metrics, str(judged.get("word") or ""), Interval.of(bounds))
+
+
+def _shown_differences(differences: Sequence[Difference], rival: Row | None) -> tuple[Difference, ...]:
+    """Those against the row the headline is set against, largest first; all of them where there is none against it."""
+    mine = [d for d in differences if rival is not None and d.against == rival.model]
     return tuple(sorted(mine or differences, key=lambda d: -_finite(d.uno_c.value, -1.0)))
-
-
-def read_runs(models: Path) -> list[Run]:
-    """Every history.json of at least two epochs under ``models``, by model, seed and fold."""
-    runs = []
-    for path in sorted(models.glob("*/history.json")):
-        found = _RUN.match(path.parent.name)
-        history = _read_json(path)
-        if found is None or not isinstance(history, list) or len(history) < 2:
-            continue
-        columns = {key: _column(history, key) for key in ("tuning_c", "tuning_brier", "train_c")}
-        epoch = np.arange(1.0, len(history) + 1)
-        kept = [i for i, line in enumerate(history) if line.get("best")]
-        fold = None if found["fold"] is None else int(found["fold"])
-        selected = kept[-1] if kept else None
-        runs.append(Run(found["model"], int(found["seed"]), fold, epoch, **columns, selected=selected))
-    return runs
-
-
-def _column(history: Sequence[Mapping[str, Any]], key: str) -> Float64[np.ndarray, " e"]:
-    return np.array([math.nan if epoch.get(key) is None else float(epoch[key]) for epoch in history])
 
 
 def _parts(data: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
@@ -157,17 +221,3 @@ def _parts(data: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
         for part, n, events in named
         if data.get(n) is not None and data.get(events) is not None
     )
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return dict(_read_json(path)) if path.exists() else {}
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        what, fix = "the study is not finished: its comparison is missing", "run `ehrseq run` to its end first"
-    except (OSError, ValueError) as error:
-        what, fix = f"the file cannot be read as JSON: {error}", "run the study again"
-    raise EhrError(what, str(path), fix, code=Exit.BUNDLE)

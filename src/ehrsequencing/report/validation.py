@@ -10,13 +10,16 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from ehrsequencing.cohort.attrition import cell
+from ehrsequencing.cohort.words import in_days
 from ehrsequencing.config import MIN_CELL
 from ehrsequencing.files import staged_file
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.report import courses, figures
 from ehrsequencing.report.contents import Interval
+from ehrsequencing.report.formats import estimate, limits
+from ehrsequencing.report.measures import metric_name
 from ehrsequencing.report.patients import calibrate, risk_thirds
-from ehrsequencing.report.render import REPORT, _environment, estimate, in_days, limits, metric_name
+from ehrsequencing.report.render import REPORT, template
 from ehrsequencing.report.suppression import events_cell
 from ehrsequencing.timegrid import truncate
 
@@ -26,9 +29,12 @@ MARKED_DIFFERENCE = 0.10
 CALIBRATION = {
     "slope": "calibration slope (1 is right; below, predictions are too extreme)",
     "intercept": "calibration intercept (0 is right; below, risks are too high)",
-    "ratio": "observed / expected risk (1 is right)",
+    "oe": "observed / expected risk (1 is right)",
     "observed": "observed risk",
     "expected": "expected (mean predicted) risk",
+    "ici": "ICI: mean distance between predicted and smoothed observed risk",
+    "e50": "E50: median of that distance",
+    "e90": "E90: its 90th percentile",
 }
 QUARTILES = {
     "follow_up_days": "follow-up, days: median (quartiles)",
@@ -108,7 +114,7 @@ def write_validation_report(
     drawn = [calibrate(each.model, each, duration, event, tau) for each in predictions]
     curves = [curve for curve in drawn if curve is not None]
     panel = risk_thirds(predictions[0].model, 0, predictions[0].risk, duration, event, tau)
-    page = _environment().get_template("validation.html.j2").render(
+    page = template("validation.html.j2").render(
         found=found,
         n=cell(found["n"]),
         events=events_cell(found["n"], found["events"]),

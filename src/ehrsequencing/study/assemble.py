@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.bundle import Bundle, Row
 from ehrsequencing.config import MIN_CELL, TRAIN, TUNING, TaskConfig
-from ehrsequencing.evaluation.calibration import Recalibration
+from ehrsequencing.evaluation.recalibration import Recalibration
 from ehrsequencing.models.blend import choose_alpha
 from ehrsequencing.models.strategies import footprint
 from ehrsequencing.models.wide import RidgeHazard

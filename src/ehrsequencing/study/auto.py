@@ -101,10 +101,10 @@ def score_on_tuning(data: SurvivalData, fits: Mapping[str, FineTuned], resamples
         subject_id=data.rows["subject_id"].to_numpy()[at],
     )
     about = data.cohort_fingerprint, data.causes
-    return {
-        name: evaluation.score(to_predictions(fitted.logits[at], data.rows[at], data.grid, name, *about))
-        for name, fitted in fits.items()
+    predictions = {
+        name: to_predictions(fitted.logits[at], data.rows[at], data.grid, name, *about) for name, fitted in fits.items()
     }
+    return {name: evaluation.score(each, only=("concordance", "errors")) for name, each in predictions.items()}
 
 
 def cox_tuning_c(data: SurvivalData) -> float | None:

@@ -7,18 +7,22 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 
 from ehrsequencing.config import MIN_TRAIN_EVENTS, MIN_TUNING_EVENTS
-from ehrsequencing.evaluation.calibration import Recalibration, calibration_summary
-from ehrsequencing.evaluation.compare import Evaluation, Interval, Scores, outcome_free_at, resample_counts
+from ehrsequencing.evaluation.agreement import AT_A_TIME
+from ehrsequencing.evaluation.calibration import calibration_at_horizons
+from ehrsequencing.evaluation.compare import FAMILIES, Evaluation, Interval, Scores, base_name
+from ehrsequencing.evaluation.recalibration import Recalibration
 from ehrsequencing.events import rank_hash
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.progress import Progress, Tick
 from ehrsequencing.timegrid import TimeGrid
 
-CALIBRATION_RESAMPLES = 200
-"""Resamples for the intervals of calibration figures: each is a fit, not a sum."""
+ERRORS = ("errors", "calibration", "whole_curve")
+"""Families of figures that do not rank patients."""
+NO_ERRORS = ("slope", "intercept", "oe", "scaled_ibs", "scaled_brier")
+"""Figures of these families that are not better the lower they are."""
 HOW = (
     "Cross-fitted: patients are divided into two halves by a hash of their id; each half is recalibrated (one slope, "
     "an intercept a time bin) by a fit on the other half, so that nobody's own outcome adjusted their prediction."
@@ -83,19 +87,16 @@ class BeforeAfter:
             )  # fmt: skip
 
         everybody, within = evaluation(None), evaluation(halves(subjects, seed))
-        first, second, ranked = everybody.score(before), everybody.score(after), within.score(after)
+        first, second = everybody.score(before), everybody.score(after, only=ERRORS)
+        ranked = within.score(after, only=[name for name in FAMILIES if name not in ERRORS])
         progress(Tick("evaluate", 3, 4, "calibration"))
-        figures = [
-            calibration_figures(each, everybody, subjects, min(n_boot, CALIBRATION_RESAMPLES))
-            for each in (before, after)
-        ]
         return cls(
             len(before),
             int((everybody.event == 1).sum()),
             tau,
             horizons,
-            {"metrics": _metrics(first), "calibration": figures[0]},
-            {"metrics": _metrics(second) | _ranks(ranked), "calibration": figures[1], "change": _change(first, second)},
+            _figures(first, before),
+            {**_figures(second, after, _metrics(ranked)), "change": _change(first, second)},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -123,54 +124,21 @@ def _metrics(scores: Scores) -> dict[str, Any]:
     return {name: interval.to_json() for name, interval in scores.intervals().items()}
 
 
-def _ranks(scores: Scores) -> dict[str, Any]:
-    return {name: value for name, value in _metrics(scores).items() if name in ("harrell_c", "uno_c")}
+def _figures(scores: Scores, predictions: Predictions, ranks: dict[str, Any] | None = None) -> dict[str, Any]:
+    """``metrics`` of the whole, and ``calibration`` by horizon."""
+    calibration = calibration_at_horizons(scores, predictions)
+    metrics = {name: value for name, value in _metrics(scores).items() if base_name(name) not in AT_A_TIME}
+    return {
+        "metrics": metrics | (ranks or {}),
+        "calibration": {f"{horizon:.10g}": found.to_json() for horizon, found in calibration.items()},
+        "checks": dict(scores.checks),
+    }
 
 
 def _change(before: Scores, after: Scores) -> dict[str, Any]:
     """After − before of every error, paired."""
     return {
-        name: Interval.of(after.figures[name] - figures).to_json()
-        for name, figures in before.figures.items()
-        if name not in ("harrell_c", "uno_c")
+        name: Interval.of(figures - before.figures[name]).to_json()
+        for name, figures in after.figures.items()
+        if name in before.figures and base_name(name) not in NO_ERRORS
     }
-
-
-def calibration_figures(
-    predictions: Predictions, evaluation: Evaluation, subject_id: Int64[np.ndarray, " n"], n_boot: int
-) -> dict[str, dict[str, Any]]:
-    """``slope, intercept, observed, expected, ratio`` (observed / expected) by horizon, with bootstrap intervals.
-
-    A figure that does not exist (no outcome by then) has the value None.
-    """
-    counts = resample_counts(evaluation.duration.size, n_boot, evaluation.seed, subject_id)
-    return {
-        f"{horizon:.10g}": _calibration_at(predictions, evaluation, float(horizon), counts)
-        for horizon in evaluation.horizons
-    }
-
-
-def _calibration_at(
-    predictions: Predictions, evaluation: Evaluation, horizon: float, counts: np.ndarray
-) -> dict[str, Any]:
-    survival = outcome_free_at(predictions, np.array([horizon]))[:, 0]  # (n,)
-    figures = np.stack([_summarise(evaluation, survival, horizon, drawn) for drawn in counts])  # (1 + B, 5)
-    names = ("slope", "intercept", "observed", "expected", "ratio")
-    return {name: _plain(Interval.of(column)) for name, column in zip(names, figures.T, strict=True)}
-
-
-def _summarise(
-    evaluation: Evaluation, survival: Float64[np.ndarray, " n"], horizon: float, counts: np.ndarray
-) -> Float64[np.ndarray, " five"]:
-    rows = np.repeat(np.arange(survival.size), counts)
-    found = calibration_summary(
-        evaluation.duration[rows], evaluation.event[rows], survival[rows], horizon, evaluation.censoring
-    )
-    ratio = found.observed / found.expected if found.expected > 0 else np.nan
-    return np.array([found.slope, found.intercept, found.observed, found.expected, ratio])
-
-
-def _plain(interval: Interval) -> dict[str, Any]:
-    """JSON has no NaN: a figure that does not exist is None."""
-    data = interval.to_json()
-    return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in data.items()}

@@ -11,6 +11,7 @@ import polars as pl
 from jaxtyping import Float64
 
 from ehrsequencing.cohort.attrition import suppress
+from ehrsequencing.cohort.subgroups import SEX_CODES
 from ehrsequencing.config import DAYS_PER_YEAR, MIN_CELL
 from ehrsequencing.events import BIRTH, DEATH
 from ehrsequencing.nonparametric import AalenJohansen
@@ -21,7 +22,7 @@ from ehrsequencing.tokens.vocabulary import UNK
 MAX_CODES = 200
 """The most widespread codes whose prevalence is kept."""
 MAX_UNKNOWN = 20
-_SEX = re.compile(r"^(SEX|GENDER)(//|$)", re.IGNORECASE)
+_SEX = re.compile(SEX_CODES, re.IGNORECASE)
 
 
 def describe_casemix(

@@ -1,22 +1,20 @@
-"""From scored models to comparison.json: pooled over folds, same patients and resamples for every row."""
+"""From scored models to a study's comparison.json: pooled over folds, same patients and resamples for every row."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int64
 
 from ehrsequencing.cohort import Cohort
-from ehrsequencing.config import DAYS_PER_YEAR, HELD_OUT, MIN_TRAIN_EVENTS, TRAIN, TUNING, StudyConfig
-from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Evaluation, Scores, paired_difference
+from ehrsequencing.config import DAYS_PER_YEAR, HELD_OUT, TRAIN, TUNING, StudyConfig
+from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Scores
+from ehrsequencing.evaluation.sample_size import check
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.study.data import Division, fold_numbers
+from ehrsequencing.study.document import KINDS, Judged, Model, default_horizons, differences, document, too_few
 from ehrsequencing.study.kept import Scored
 
 OUT_OF_FOLD = "out_of_fold"
@@ -32,23 +30,6 @@ POOLED = (
 )
 CONTROLS = {"frozen-ridge": "frozen-random", "frozen": "frozen-random", "full": "from-scratch"}
 """What shows, on the same patients, whether pretraining contributed to a strategy."""
-KINDS = ("oracle", "strategy", "control", "baseline")
-
-
-@dataclass(frozen=True)
-class Model:
-    """One row of the comparison: what was scored, a Predictions file a seed, folds pooled."""
-
-    name: str
-    kind: str
-    why: str
-    seeds: tuple[int, ...]
-    predictions: tuple[Predictions, ...]
-    seconds: float | None
-    trainable: int | None
-    total: int | None
-    alpha: float | None
-    notes: tuple[str, ...]
 
 
 def pool(scored: Sequence[Scored]) -> list[Model]:
@@ -60,36 +41,38 @@ def pool(scored: Sequence[Scored]) -> list[Model]:
 
 def _pool_one(name: str, items: Sequence[Scored]) -> Model:
     seeds = tuple(sorted({item.seed for item in items}))
-    files = []
-    for seed in seeds:
-        joined = Predictions.concat([item.predictions for item in items if item.seed == seed])
-        files.append(joined.take(np.lexsort((joined.prediction_time, joined.subject_id))))
+    by_seed = [[item for item in items if item.seed == seed] for seed in seeds]
     first = items[0]
     return Model(
         name=name,
         kind=first.kind,
         why=first.why,
+        predictions=tuple(_joined([item.predictions for item in folds]) for folds in by_seed),
         seeds=seeds,
-        predictions=tuple(files),
         seconds=_mean([item.seconds for item in items]),
         trainable=first.trainable,
         total=first.total,
         alpha=_mean([item.alpha for item in items]),
         notes=tuple(dict.fromkeys(note for item in items for note in item.notes)),
+        raw=tuple(_before(folds) for folds in by_seed),
     )
+
+
+def _joined(folds: Sequence[Predictions]) -> Predictions:
+    joined = Predictions.concat(folds)
+    return joined.take(np.lexsort((joined.prediction_time, joined.subject_id)))
+
+
+def _before(folds: Sequence[Scored]) -> Predictions | None:
+    """All folds before recalibration; None where it changed nothing in any of them."""
+    if all(item.raw is None for item in folds):
+        return None
+    return _joined([item.predictions if item.raw is None else item.raw for item in folds])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def write_predictions(models: Sequence[Model], folder: Path) -> None:
-    """One parquet file a model and seed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for model in models:
-        for seed, predictions in zip(model.seeds, model.predictions, strict=True):
-            predictions.write(folder / f"{model.name}-{seed}.parquet")
 
 
 def compare(
@@ -102,60 +85,37 @@ def compare(
 ) -> dict[str, Any]:
     """The content of comparison.json; ``parts`` are the study's divisions, ``facts`` are added as they are."""
     pooled = study.folds is not None
-    table = cohort.table.sort("subject_id", "prediction_time")
-    judged = table if pooled else table.filter(pl.col("split") == HELD_OUT)
-    fitted_on = table if pooled else table.filter(pl.col("split") == TRAIN)
-    horizons = report_horizons(study, tau)
-    evaluation = Evaluation.of(
-        judged["duration"].to_numpy(),
-        judged["event"].to_numpy(),
-        train_duration=fitted_on["duration"].to_numpy(),
-        train_event=fitted_on["event"].to_numpy(),
-        tau=tau,
-        horizons=horizons,
-        n_boot=study.bootstrap,
-        seed=study.split.seed,
-        subject_id=judged["subject_id"].to_numpy(),
-        stratum=fold_numbers(parts, judged["subject_id"].to_numpy()) if pooled else None,
-    )
-    outcomes = int((evaluation.event == 1).sum())
-    scores = {model.name: evaluation.score(list(model.predictions)) for model in models}
+    judged = _judged(study, cohort, tau, parts)
+    scores = {model.name: judged.evaluation.score(list(model.predictions)) for model in models}
     return {
         "study": study.name,
-        "task": cohort.task.model_dump(mode="json", by_alias=True),
+        **document(judged, models, scores),
         "split": OUT_OF_FOLD if pooled else HELD_OUT,
         "folds": study.folds,
-        "n": judged["subject_id"].n_unique(),
-        "n_rows": judged.height,
-        "events": outcomes,
-        "causes": _cause_counts(cohort.task.causes, evaluation.event),
-        **_learning_counts(table, tau, pooled),
-        "horizons": list(horizons),
-        "tau": tau,
-        "cohort_fingerprint": cohort.fingerprint,
+        **_learning_counts(cohort.table, tau, pooled),
+        "sample_size": _sample_size(judged, facts.get("n_features")),
         "interval": f"{INTERVAL_MEANING} {POOLED if pooled else ONE_SPLIT}",
         **facts,
-        "warnings": [*_warnings(outcomes), *facts.get("warnings", [])],
-        "rows": [_row(model, scores[model.name]) for model in models],
-        "differences": differences(models, scores),
-        "python": platform.python_version(),
+        "warnings": [*too_few(judged.events), *facts.get("warnings", [])],
+        "differences": differences(_pairs(models, scores), scores),
     }
 
 
-def report_horizons(study: StudyConfig, tau: float) -> tuple[float, ...]:
-    """The study's own horizons; without any, one year where it lies within τ, and τ."""
-    if study.horizons_days:
-        return tuple(study.horizons_days)
-    return (DAYS_PER_YEAR, tau) if tau > DAYS_PER_YEAR else (tau,)
-
-
-def _cause_counts(causes: Sequence[str], event: Int64[np.ndarray, " n"]) -> dict[str, int]:
-    """Events of each cause among the evaluated rows, up to τ.
-
-    >>> _cause_counts(("outcome", "death"), np.array([0, 1, 2, 2]))
-    {'outcome': 1, 'death': 2}
-    """
-    return {cause: int((event == number).sum()) for number, cause in enumerate(causes, start=1)}
+def _judged(study: StudyConfig, cohort: Cohort, tau: float, parts: Sequence[Division]) -> Judged:
+    """The held-out rows, or all of them where folds are pooled."""
+    pooled = study.folds is not None
+    table = cohort.table.sort("subject_id", "prediction_time")
+    rows = table if pooled else table.filter(pl.col("split") == HELD_OUT)
+    return Judged(
+        cohort,
+        rows,
+        fitted_on=table if pooled else table.filter(pl.col("split") == TRAIN),
+        tau=tau,
+        horizons=default_horizons(study.horizons_days, tau),
+        n_boot=study.bootstrap,
+        seed=study.split.seed,
+        stratum=fold_numbers(parts, rows["subject_id"].to_numpy()) if pooled else None,
+    )
 
 
 def _learning_counts(table: pl.DataFrame, tau: float, pooled: bool) -> dict[str, int | None]:
@@ -169,49 +129,34 @@ def _learning_counts(table: pl.DataFrame, tau: float, pooled: bool) -> dict[str,
     return counts
 
 
-def _warnings(events: int) -> list[str]:
-    if events >= MIN_TRAIN_EVENTS:
-        return []
-    return [f"only {events} events among the evaluated patients: differences between models cannot be told apart"]
+def _sample_size(judged: Judged, parameters: int | None) -> dict[str, Any]:
+    """Riley's criteria for those who were learned from, and the precision that those who are judged allow.
+
+    Out of fold everybody is judged, and learned from in all folds but one.
+    """
+    table = judged.cohort.table
+    learned = table if judged.stratum is not None else table.filter(pl.col("split") != HELD_OUT)
+    duration = learned["duration"].to_numpy()
+    return check(
+        learned.height,
+        int(((learned["event"] == 1) & (learned["duration"] <= judged.tau)).sum()),
+        mean_followup_years=float(np.minimum(duration, judged.tau).mean()) / DAYS_PER_YEAR,
+        horizon_years=judged.tau / DAYS_PER_YEAR,
+        parameters=parameters,
+        evaluated=(judged.rows.height, judged.events),
+    )
 
 
-def _row(model: Model, scores: Scores) -> dict[str, Any]:
-    return {
-        "model": model.name,
-        "kind": model.kind,
-        "why": model.why,
-        "seeds": list(model.seeds),
-        "trainable": model.trainable,
-        "total": model.total,
-        "seconds": model.seconds,
-        "alpha": model.alpha,
-        "notes": list(model.notes),
-        "metrics": {name: interval.to_json() for name, interval in scores.intervals().items()},
-        "not_computed": dict(scores.not_computed),
-    }
-
-
-def best_simple(models: Sequence[Model], scores: dict[str, Scores]) -> str | None:
+def best_simple(models: Sequence[Model], scores: Mapping[str, Scores]) -> str | None:
     """The baseline with the highest Uno C on the evaluated patients: the hardest one to beat."""
     simple = [model.name for model in models if model.kind == "baseline"]
     return max(simple, key=lambda name: scores[name].figures["uno_c"][0], default=None)
 
 
-def differences(models: Sequence[Model], scores: dict[str, Scores]) -> list[dict[str, Any]]:
+def _pairs(models: Sequence[Model], scores: Mapping[str, Scores]) -> list[tuple[str, str]]:
     """Strategies, controls and oracle against the best simple model, and strategies against their controls."""
     against = best_simple(models, scores)
     if against is None:
         return []
-    rows = []
-    for model in models:
-        if model.kind == "baseline":
-            continue
-        for metric in ("uno_c", "ibs"):
-            interval = paired_difference(scores[against], scores[model.name], metric)
-            rows.append({"model": model.name, "against": against, "metric": metric, **interval.to_json()})
-    for name, control in CONTROLS.items():
-        if name in scores and control in scores:
-            for metric in ("uno_c", "ibs"):
-                interval = paired_difference(scores[control], scores[name], metric)
-                rows.append({"model": name, "against": control, "metric": metric, **interval.to_json()})
-    return rows
+    beside = [(model.name, against) for model in models if model.kind != "baseline"]
+    return beside + [(name, control) for name, control in CONTROLS.items() if name in scores and control in scores]

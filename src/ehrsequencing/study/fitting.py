@@ -10,18 +10,20 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from ehrsequencing.attribution.explain import explain_rows
+from ehrsequencing.attribution.writing import JSON_FILE as ATTRIBUTIONS
 from ehrsequencing.baselines import BASELINES, Fitted
 from ehrsequencing.batches import SurvivalData, VisitData
 from ehrsequencing.bundle import ENCODER_MARKER, Bundle, Encoder
 from ehrsequencing.cohort import Cohort
 from ehrsequencing.config import HELD_OUT, StudyConfig, TaskConfig
 from ehrsequencing.events import MedsDataset
-from ehrsequencing.files import staged_file
+from ehrsequencing.files import staged_file, write_json
 from ehrsequencing.inference import to_predictions
 from ehrsequencing.models.strategies import STRATEGIES, Strategy
 from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.predictions import Predictions
-from ehrsequencing.report.patients import TRAJECTORIES
+from ehrsequencing.report.inputs import TRAJECTORIES
 from ehrsequencing.study.assemble import WIDE, blend_name, calibrated_row, make_bundle
 from ehrsequencing.study.data import Division, Prepared, prepare, pretraining_records
 from ehrsequencing.study.kept import Kept, Scored
@@ -61,6 +63,7 @@ def fit_division(work: Workplace, division: Division, cohort: Cohort, tau: float
             scored += work.kept.scored(f"{strategy.name}-{seed}{division.tag}", fit)
     if prepared.data.visits is not None:
         _write_trajectories(work, division, prepared.data.visits)
+    _write_attributions(work, division, prepared.data)
     return scored, prepared
 
 
@@ -73,15 +76,32 @@ def _encoder(work: Workplace, division: Division) -> Encoder:
     return Encoder.load(folder)
 
 
-def _write_trajectories(work: Workplace, division: Division, visits: VisitData) -> None:
-    """Example patients of the best strategy; of the first division, where there are several."""
+def _best_bundle(work: Workplace, division: Division) -> Bundle | None:
+    """The best strategy's, of the first seed."""
     names = [name for name in work.study.strategies if STRATEGIES[name].kind == "strategy"]
     seed = work.study.seeds[0]
-    best = best_bundle([work.kept.result / "models" / f"{name}-{seed}{division.tag}" for name in names])
+    return best_bundle([work.kept.result / "models" / f"{name}-{seed}{division.tag}" for name in names])
+
+
+def _write_trajectories(work: Workplace, division: Division, visits: VisitData) -> None:
+    """Example patients of the best strategy; of the first division, where there are several."""
+    place = work.kept.result / TRAJECTORIES
+    best = None if place.exists() else _best_bundle(work, division)
     examples = None if best is None else example_trajectories(best, visits)
-    if examples is not None and not (work.kept.result / TRAJECTORIES).exists():
-        with staged_file(work.kept.result / TRAJECTORIES) as draft:
+    if examples is not None:
+        with staged_file(place) as draft:
             examples.write_parquet(draft)
+
+
+def _write_attributions(work: Workplace, division: Division, data: SurvivalData) -> None:
+    """What the best strategy's predictions of held-out patients rest on; of the first division."""
+    place = work.kept.result / ATTRIBUTIONS
+    best = _best_bundle(work, division) if work.study.explain and not place.exists() else None
+    if best is not None:
+        rows = data.rows[data.index(HELD_OUT)]
+        write_json(
+            place, explain_rows(best, work.dataset, rows, max_patients=work.study.explain, progress=work.progress)
+        )
 
 
 def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
@@ -165,14 +185,14 @@ def _bundle_rows(
         if name == WIDE:
             continue
         blended = name == blend_name(strategy.name)
+        about = rows, data.grid, name, data.cohort_fingerprint, data.causes
         yield Scored(
             model=name,
             kind=strategy.kind,
             why=f"{strategy.name} and wide, hazard logits blended on tuning" if blended else strategy.why,
             seed=seed,
-            predictions=to_predictions(
-                row.logits(logits[at], wide), rows, data.grid, name, data.cohort_fingerprint, data.causes
-            ),
+            predictions=to_predictions(row.logits(logits[at], wide), *about),
+            raw=None if row.unchanged else to_predictions(row.unadjusted.logits(logits[at], wide), *about),
             seconds=seconds,
             trainable=counts["trainable"] + (bundle.wide.n_parameters if blended else 0),
             total=counts["total"] + (bundle.wide.n_parameters if blended else 0),
@@ -197,13 +217,15 @@ def _one_simple(
     work.progress(Tick(name, 0, 1))
     fitted = wide_fit if name == WIDE else baseline.fit(data, seed)
     work.progress(Tick(name, 1, 1, f"fitted in {fitted.seconds:.1f} s"))
-    predictions, note = _calibrated(data, at, name, fitted)
+    raw = _as_fitted(data, at, name, fitted)
+    predictions, note = _calibrated(data, at, raw, fitted)
     yield Scored(
         model=name,
         kind="baseline",
         why=baseline.why,
         seed=seed,
         predictions=predictions,
+        raw=None if predictions is raw else raw,
         seconds=fitted.seconds,
         trainable=fitted.n_parameters,
         total=fitted.n_parameters,
@@ -211,11 +233,9 @@ def _one_simple(
     )
 
 
-def _calibrated(
-    data: SurvivalData, at: Int64[np.ndarray, " m"], name: str, fitted: Fitted
-) -> tuple[Predictions, tuple[str, ...]]:
-    """A simple model's held-out predictions, recalibrated on tuning as strategies are; one curve for all stays."""
-    raw = Predictions(
+def _as_fitted(data: SurvivalData, at: Int64[np.ndarray, " m"], name: str, fitted: Fitted) -> Predictions:
+    """A simple model's held-out predictions before any recalibration."""
+    return Predictions(
         subject_id=data.rows["subject_id"].to_numpy()[at],
         prediction_time=data.rows["prediction_time"].to_numpy()[at],
         risk=fitted.risk[at],
@@ -225,6 +245,12 @@ def _calibrated(
         model=name,
         cif={} if fitted.cif is None else {cause: fitted.cif[at, :, r] for r, cause in enumerate(data.causes)},
     )
+
+
+def _calibrated(
+    data: SurvivalData, at: Int64[np.ndarray, " m"], raw: Predictions, fitted: Fitted
+) -> tuple[Predictions, tuple[str, ...]]:
+    """``raw`` recalibrated on tuning as strategies are; one curve for all stays as it is."""
     if np.ptp(fitted.risk) == 0:
         return raw, ()
     curves = fitted.survival if fitted.cif is None else fitted.cif
@@ -232,7 +258,7 @@ def _calibrated(
     row = calibrated_row(data, 0.0, logits, logits)
     if row.unchanged:
         return raw, ()
-    about = name, data.cohort_fingerprint, data.causes
+    about = raw.model, data.cohort_fingerprint, data.causes
     return to_predictions(row.logits(None, logits[at]), data.rows[at], data.grid, *about), row.notes
 
 

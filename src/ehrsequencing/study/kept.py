@@ -13,6 +13,7 @@ from ehrsequencing.bundle import environment
 from ehrsequencing.config import StudyConfig
 from ehrsequencing.files import staged, write_json
 from ehrsequencing.predictions import Predictions
+from ehrsequencing.study.document import RAW
 from ehrsequencing.training.resume import Resume, digest_of
 
 FACTS = "scored.json"
@@ -33,10 +34,12 @@ class Scored:
     total: int | None = None
     alpha: float | None = None
     notes: tuple[str, ...] = ()
+    raw: Predictions | None = None
+    """The predictions before recalibration, where one changed anything."""
 
     def to_json(self) -> dict[str, Any]:
         """All but the predictions."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "predictions"}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("predictions", "raw")}
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Kept:
             shutil.rmtree(self.steps)
         for folder in [path for path in self.result.glob("*") if path.is_dir() and not path.name.startswith("meds")]:
             shutil.rmtree(folder)
-        for file in self.result.glob("*.parquet"):
+        for file in [*self.result.glob("*.parquet"), *self.result.glob("attributions.json")]:
             file.unlink()
         write_json(told, fingerprint)
 
@@ -85,15 +88,25 @@ def _write(place: Path, found: list[Scored]) -> None:
     with staged(place, FACTS) as draft:
         for number, scored in enumerate(found):
             scored.predictions.write(draft / f"{number}.parquet")
+            if scored.raw is not None:
+                scored.raw.write(draft / f"{number}.{RAW}.parquet")
         write_json(draft / FACTS, [scored.to_json() for scored in found])
 
 
 def _read(place: Path) -> list[Scored]:
     facts = json.loads((place / FACTS).read_text(encoding="utf-8"))
     return [
-        Scored(predictions=Predictions.read(place / f"{number}.parquet"), **{**each, "notes": tuple(each["notes"])})
+        Scored(
+            predictions=Predictions.read(place / f"{number}.parquet"),
+            raw=_read_raw(place / f"{number}.{RAW}.parquet"),
+            **{**each, "notes": tuple(each["notes"])},
+        )
         for number, each in enumerate(facts)
     ]
+
+
+def _read_raw(path: Path) -> Predictions | None:
+    return Predictions.read(path) if path.is_file() else None
 
 
 def study_key(study: StudyConfig, beside: Path) -> str:

@@ -21,7 +21,7 @@ from ehrsequencing.files import publish, workplace, write_json
 from ehrsequencing.models.configuration import BIDIRECTIONAL_LEAK, LEAK_FIX
 from ehrsequencing.models.strategies import find_strategy
 from ehrsequencing.report import write_report
-from ehrsequencing.study.compare import compare, pool, write_predictions
+from ehrsequencing.study.compare import compare, pool
 from ehrsequencing.study.data import (
     Division,
     common_tau,
@@ -31,6 +31,7 @@ from ehrsequencing.study.data import (
     refuse_empty_splits,
     task_of,
 )
+from ehrsequencing.study.document import write_predictions
 from ehrsequencing.study.estimate import estimate
 from ehrsequencing.study.fitting import Workplace, fit_division
 from ehrsequencing.study.kept import Kept, Scored, study_key
@@ -193,7 +194,11 @@ def _fit_all(
         found, prepared = fit_division(work, part, scene.cohort_of(part), scene.tau)
         scored += found
         grids[part.tag] = prepared.data.grid
-        tokens = {"tokens": prepared.data.tokens.stats, "token_fingerprint": prepared.data.tokens.fingerprint}
+        tokens = {
+            "tokens": prepared.data.tokens.stats,
+            "token_fingerprint": prepared.data.tokens.fingerprint,
+            "n_features": len(prepared.features.names),
+        }
     return scored, grids, tokens
 
 

@@ -1,11 +1,10 @@
-"""``ehrseq evaluate``: anybody's predictions file on the rows of a cohort's split."""
+"""`ehrseq evaluate`: predictions from any source, scored on a cohort, set against others, and reported."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,31 @@ import polars as pl
 
 from ehrsequencing.cohort import Cohort
 from ehrsequencing.cohort.attrition import suppress
+from ehrsequencing.cohort.words import in_days
 from ehrsequencing.config import TRAIN
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation.calibration import CalibrationSummary, calibration_summary
-from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Interval, evaluate, ici_name, outcome_free_at
-from ehrsequencing.nonparametric import censoring_distribution
+from ehrsequencing.evaluation.calibration import CalibrationSummary, calibration_at_horizons
+from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Interval, Scores
+from ehrsequencing.files import refuse_unwritable, staged, write_json
 from ehrsequencing.predictions import Predictions
+from ehrsequencing.report import write_report
+from ehrsequencing.report.measures import metric_name
 from ehrsequencing.study.data import training_grid
-from ehrsequencing.timegrid import TimeGrid, truncate
+from ehrsequencing.study.document import (
+    COMPARISON,
+    PREDICTIONS,
+    Judged,
+    Model,
+    differences,
+    document,
+    too_few,
+    write_predictions,
+)
+from ehrsequencing.timegrid import TimeGrid
 
 KEYS = ["subject_id", "prediction_time"]
+ANYBODY = "a predictions file"
+FIXED = "The censoring distribution is that of the cohort's training split."
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,10 @@ class FileScores:
         figures: each with its interval.
         calibration: by horizon in days.
         strangers: predictions for subjects who are not in the cohort; left out.
+        not_computed: metric → why the file does not allow it.
+        differences: the file minus each other one, by metric, as in comparison.json.
+        others: figures of the other files, by model.
+        report: where the report was left.
     """
 
     model: str
@@ -48,6 +66,10 @@ class FileScores:
     events: Mapping[str, int] = field(default_factory=dict)
     calibration: Mapping[float, CalibrationSummary] = field(default_factory=dict)
     strangers: int = 0
+    not_computed: Mapping[str, str] = field(default_factory=dict)
+    differences: Sequence[Mapping[str, Any]] = ()
+    others: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    report: Path | None = None
 
     def text(self) -> str:
         """For people."""
@@ -59,10 +81,12 @@ class FileScores:
             lines.append(f"{suppress([self.strangers])[0]} predictions for patients outside the cohort were left out")
         if len(self.events) > 1:
             lines.append("competing events are no censoring: C, Brier and calibration are those of the outcome")
-        for name, interval in self.figures.items():
-            span = "" if interval.low is None else f"  (95% {interval.low:.4f} to {interval.high:.4f})"
-            lines.append(f"  {name:<16}{interval.value:.4f}{span}")
-        return "\n".join([*lines, *(_said(*each) for each in self.calibration.items()), INTERVAL_MEANING])
+        lines += _figure_lines(self.figures)
+        lines += [f"  {metric_name(name)}: not computed, {why}" for name, why in self.not_computed.items()]
+        lines += [_said(*each) for each in self.calibration.items()]
+        lines += _difference_lines(self.differences)
+        lines += [INTERVAL_MEANING]
+        return "\n".join(lines if self.report is None else [*lines, f"\nreport: {self.report}"])
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -70,84 +94,141 @@ class FileScores:
         return {
             **facts,
             "events": dict(self.events),
-            "metrics": {name: interval.to_json() for name, interval in self.figures.items()},
-            "calibration": {f"{days:.10g}": _plain(found) for days, found in self.calibration.items()},
+            "metrics": _plain_figures(self.figures),
+            "calibration": {f"{days:.10g}": found.to_json() for days, found in self.calibration.items()},
+            "not_computed": dict(self.not_computed),
+            "differences": [dict(each) for each in self.differences],
+            "others": {model: _plain_figures(figures) for model, figures in self.others.items()},
             "interval": INTERVAL_MEANING,
+            "report": None if self.report is None else str(self.report),
         }
 
 
+def _plain_figures(figures: Mapping[str, Interval]) -> dict[str, Any]:
+    return {name: interval.to_json() for name, interval in figures.items()}
+
+
+def _figure_lines(figures: Mapping[str, Interval]) -> Iterator[str]:
+    """The figures up to τ, then those of each horizon."""
+    for name, interval in sorted(figures.items(), key=lambda item: float(item[0].partition("@")[2] or 0)):
+        span = "" if interval.low is None else f"  (95% {interval.low:.4f} to {interval.high:.4f})"
+        yield f"  {metric_name(name):<42}{interval.value:>9.4f}{span}"
+
+
+def _difference_lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for each in found:
+        span = "" if each["low"] is None else f"  (95% {each['low']:+.4f} to {each['high']:+.4f})"
+        word = f"  {each['word']}" if each.get("word") else ""
+        yield f"  {metric_name(each['metric'])}: {each['model']} − {each['against']} {each['value']:+.4f}{span}{word}"
+
+
 def _said(days: float, found: CalibrationSummary) -> str:
-    ratio = f"{found.observed / found.expected:.3f}" if found.expected > 0 else "undefined"
-    slope = f"{found.slope:.3f}" if math.isfinite(found.slope) else "none (constant or separating predictions)"
-    return (
-        f"  calibration at {days:g} days: slope {slope}, observed {found.observed:.4f}, expected {found.expected:.4f}, "
-        f"observed/expected {ratio}"
-    )
-
-
-def _plain(found: CalibrationSummary) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in asdict(found).items()}
+    return f"  by {in_days(days)}: observed risk {found.observed:.4f}, expected {found.expected:.4f}"
 
 
 def evaluate_file(
-    predictions: Path, cohort: Path, *, horizons: tuple[float, ...] = (), bootstrap: int = 1_000, split: str
+    predictions: Path,
+    cohort: Path,
+    *,
+    against: Sequence[Path] = (),
+    report: Path | None = None,
+    horizons: tuple[float, ...] = (),
+    bootstrap: int = 1_000,
+    split: str,
 ) -> FileScores:
-    """Score the rows that predictions and cohort share, a row being a subject and a prediction_time.
+    """Score the rows that all files and the cohort share, a row being a subject and a prediction_time.
+
+    Args:
+        against: other models' predictions, to be compared with on the same rows.
+        report: a folder for report.html with its numbers (comparison.json) and what they were made of.
 
     Raises:
         EhrError: a horizon past the cohort's (exit 2); predictions for another cohort, or none for the split (13); or
-            made at other times than the cohort's (15).
+            made at other times than the cohort's (15); a report that cannot be written (14).
     """
-    known, given = Cohort.read(cohort), Predictions.read(predictions)
+    if report is not None:
+        refuse_unwritable(Path(report), COMPARISON)
+    known, files = Cohort.read(cohort), [predictions, *against]
     tau = _tau(known, Path(cohort) / "grid.json")
     _check_horizons(horizons, tau)
-    _refuse_foreign(given, known, predictions)
-    judged = known.table.filter(pl.col("split") == split)
-    shared = _shared_rows(judged, given, predictions)
-    if shared.height == 0:
-        raise EhrError(
-            f"none of the {len(given):,} predictions is for a patient of the cohort's '{split}' split",
-            str(predictions),
-            f"predict these patients, or choose another split ({', '.join(known.table['split'].unique().sort())})",
-            code=Exit.BUNDLE,
-        )
-    strangers = int((~np.isin(given.subject_id, known.table["subject_id"].to_numpy())).sum())
-    facts = FileScores(given.model, split, shared.height, judged.height, tau, {}, strangers=strangers)
-    return _score(known, shared, given.take(shared["at"].to_numpy()), facts, horizons, bootstrap)
-
-
-def _score(
-    known: Cohort,
-    shared: pl.DataFrame,
-    rows: Predictions,
-    facts: FileScores,
-    horizons: Sequence[float],
-    bootstrap: int,
-) -> FileScores:
-    train = known.table.filter(pl.col("split") == TRAIN)
-    learned = train["duration"].to_numpy(), train["event"].to_numpy()
-    duration, event = truncate(shared["duration"].to_numpy(), shared["event"].to_numpy(), facts.tau)
-    wanted = tuple(horizons) or (facts.tau,)
-    figures = evaluate(
-        rows,
-        duration,
-        event,
-        train_duration=learned[0],
-        train_event=learned[1],
-        tau=facts.tau,
-        horizons=wanted,
-        n_boot=bootstrap,
-        subject_id=shared["subject_id"].to_numpy(),
+    given = _named([Predictions.read(file) for file in files], files)
+    for each, file in zip(given, files, strict=True):
+        _refuse_foreign(each, known, file)
+    judged = known.table.filter(pl.col("split") == split).sort(KEYS)
+    rows = judged
+    for each, file in zip(given, files, strict=True):
+        rows = _shared_rows(rows, each, file, split, known)
+    models = [_model(each, rows, first=number == 0) for number, each in enumerate(given)]
+    scene = Judged(
+        known, rows, known.table.filter(pl.col("split") == TRAIN), tau, tuple(horizons) or (tau,), n_boot=bootstrap
     )
-    censoring = censoring_distribution(*learned)
-    calibration = {
-        days: calibration_summary(duration, event, outcome_free_at(rows, np.array([days]))[:, 0], days, censoring)
-        for days in wanted
-        if ici_name(days) in figures
+    scores = {model.name: scene.evaluation.score(list(model.predictions)) for model in models}
+    pairs = [(models[0].name, other.name) for other in models[1:]]
+    found = _found(scene, models, scores, differences(pairs, scores), split, judged.height)
+    strangers = int((~np.isin(given[0].subject_id, known.table["subject_id"].to_numpy())).sum())
+    found = replace(found, strangers=strangers)
+    return found if report is None else _reported(found, scene, models, scores, Path(report))
+
+
+def _named(given: Sequence[Predictions], files: Sequence[Path]) -> list[Predictions]:
+    """Each under a name of its own: the model's, or where two files give the same one, the file's."""
+    names = [each.model for each in given]
+    told = [name if names.count(name) == 1 else file.stem for name, file in zip(names, files, strict=True)]
+    told = [name if told.count(name) == 1 else f"{name}-{k}" for k, name in enumerate(told, start=1)]
+    return [replace(each, model=name) for each, name in zip(given, told, strict=True)]
+
+
+def _model(given: Predictions, rows: pl.DataFrame, *, first: bool) -> Model:
+    at = rows.select(KEYS).join(_places(given), on=KEYS, how="left", maintain_order="left")["at"].to_numpy()
+    return Model(given.model, "predictions" if first else "baseline", ANYBODY, (given.take(at),))
+
+
+def _found(
+    scene: Judged,
+    models: Sequence[Model],
+    scores: Mapping[str, Scores],
+    pairs: Sequence[Mapping[str, Any]],
+    split: str,
+    of: int,
+) -> FileScores:
+    own, evaluation = scores[models[0].name], scene.evaluation
+    figures = own.intervals()
+    events = {cause: int((evaluation.event == k).sum()) for k, cause in enumerate(scene.cohort.task.causes, start=1)}
+    return FileScores(
+        models[0].name,
+        split,
+        scene.rows.height,
+        of,
+        scene.tau,
+        figures,
+        patients=scene.rows["subject_id"].n_unique(),
+        events=events,
+        calibration=calibration_at_horizons(own, models[0].predictions),
+        not_computed=own.not_computed,
+        differences=pairs,
+        others={model.name: scores[model.name].intervals() for model in models[1:]},
+    )
+
+
+def _reported(
+    found: FileScores, scene: Judged, models: Sequence[Model], scores: Mapping[str, Scores], out: Path
+) -> FileScores:
+    """The folder with the report, its numbers, the cohort's judged rows and the predictions it was made of."""
+    content = {
+        "study": found.model,
+        **document(scene, models, scores),
+        "split": found.split,
+        "judged": found.model,
+        "interval": f"{INTERVAL_MEANING} {FIXED}",
+        "warnings": too_few(scene.events),
+        "differences": list(found.differences),
     }
-    events = {cause: int((event == number).sum()) for number, cause in enumerate(known.task.causes, start=1)}
-    patients = shared["subject_id"].n_unique()
-    return replace(facts, figures=figures, patients=patients, events=events, calibration=calibration)
+    with staged(out, COMPARISON) as draft:
+        write_predictions(models, draft / PREDICTIONS)
+        scene.cohort.write(draft / "cohort")
+        write_json(draft / COMPARISON, content)
+        write_report(draft)
+    return replace(found, report=out / "report.html")
 
 
 def _tau(cohort: Cohort, grid: Path) -> float:
@@ -181,18 +262,29 @@ def _refuse_foreign(given: Predictions, known: Cohort, where: Path) -> None:
         )
 
 
-def _shared_rows(judged: pl.DataFrame, given: Predictions, where: Path) -> pl.DataFrame:
-    """The judged rows that have a prediction, ``at`` its place; a patient predicted only at other times is refused."""
+def _places(given: Predictions) -> pl.DataFrame:
+    """Where each subject and prediction_time stands in a file."""
     columns = {"subject_id": given.subject_id, "prediction_time": given.prediction_time, "at": np.arange(len(given))}
-    rows = pl.DataFrame(columns, schema_overrides={"prediction_time": pl.Datetime("us")})
-    shared = judged.join(rows, on=KEYS, how="inner").sort(KEYS)
-    predicted = judged.join(rows, on="subject_id", how="semi")
-    elsewhen = predicted.join(shared, on="subject_id", how="anti").height
+    return pl.DataFrame(columns, schema_overrides={"prediction_time": pl.Datetime("us")})
+
+
+def _shared_rows(judged: pl.DataFrame, given: Predictions, where: Path, split: str, known: Cohort) -> pl.DataFrame:
+    """The judged rows that have a prediction; none at all, or a patient predicted only at other times, is refused."""
+    rows = _places(given)
+    shared = judged.join(rows, on=KEYS, how="semi", maintain_order="left")
+    elsewhen = judged.join(rows, on="subject_id", how="semi").join(shared, on="subject_id", how="anti").height
     if elsewhen:
         raise EhrError(
             f"{elsewhen:,} predictions were made at another prediction_time than the cohort's",
             str(where),
             "predict at the cohort's own prediction_time",
             code=Exit.LEAKAGE,
+        )
+    if shared.height == 0:
+        raise EhrError(
+            f"none of the {len(given):,} predictions is for a patient of the cohort's '{split}' split",
+            str(where),
+            f"predict these patients, or choose another split ({', '.join(known.table['split'].unique().sort())})",
+            code=Exit.BUNDLE,
         )
     return shared

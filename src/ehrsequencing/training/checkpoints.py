@@ -57,7 +57,5 @@ def _scores(objective: SurvivalObjective, logits: Sequence[Float64[np.ndarray, "
         n_boot=RESAMPLES,
         subject_id=subject_id,
     )
-    return [
-        evaluation.score(Predictions.from_logits(epoch, grid, subject_id, moment, objective.data.causes))
-        for epoch in logits
-    ]
+    predictions = (Predictions.from_logits(epoch, grid, subject_id, moment, objective.data.causes) for epoch in logits)
+    return [evaluation.score(each, only=("concordance",)) for each in predictions]

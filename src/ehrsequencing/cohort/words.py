@@ -20,32 +20,47 @@ def in_days(days: float) -> str:
     return f"{days:,.0f} days" if days <= 600 else f"{years:.1f} years"
 
 
-def task_in_words(task: Mapping[str, Any], tau: float) -> list[tuple[str, str]]:
-    """What was asked, from a TASK.yaml as JSON.
+def task_in_words(task: Mapping[str, Any], tau: float) -> dict[str, list[tuple[str, str]]]:
+    """What was asked, from a TASK.yaml as JSON, by the part of the page that tells it.
 
-    >>> task_in_words({"index": {"age": 50}, "outcome": {"code": {"any": ["I21", "I22"]}}}, 365.0)[:2]
-    [('Prediction is made', 'on the 50th birthday'), ('Outcome', 'first event whose code is I21 or I22, within 1 year')]
+    >>> said = task_in_words({"index": {"age": 50}, "outcome": {"code": {"any": ["I21", "I22"]}}}, 365.0)
+    >>> said["eligibility"][0], said["outcome"][0]
+    (('Prediction is made', 'on the 50th birthday'), ('Outcome', 'first event whose code is I21 or I22, within 1 year'))
     """
     outcome, require, competing = task.get("outcome"), task.get("require") or {}, task.get("competing") or {}
+    excluded = task.get("exclude") or []
     wanted = [
         (require.get("history_days"), "at least {:g} days of history"),
         (require.get("visits"), "at least {:g} visit" + "s" * ((require.get("visits") or 0) > 1)),
         (require.get("age_min"), "age {:g} or more"),
         (require.get("age_max"), "age {:g} or less"),
     ]
-    lines = [
-        ("Prediction is made", _index(task.get("index") or {})),
-        ("Outcome", f"first event {_predicate(outcome)}, within {in_days(tau)}" if outcome else ""),
-        ("Competing events", "; ".join(f"{name}: first event {_predicate(p)}" for name, p in competing.items())),
-        ("Asked", _asked(task)),
-        ("Required", ", ".join(text.format(value) for value, text in wanted if value)),
-        ("Excluded", "; ".join(f"patients with an event {_predicate(p)} by then" for p in task.get("exclude") or [])),
-        ("Earlier outcome", "excludes a patient" if task.get("washout", True) else "does not exclude a patient"),
-        ("Follow-up", _follow_up((task.get("follow_up") or {}).get("end"))),
-        ("Input", _input(task.get("input") or {})),
-        ("Known later", "; ".join(f"events {_predicate(rule)}: {_delay(rule)}" for rule in task.get("delay") or [])),
-        ("Kept together", _groups(task.get("split_by") or {})),
-    ]
+    parts = {
+        "eligibility": [
+            ("Prediction is made", _index(task.get("index") or {})),
+            ("Asked", _asked(task)),
+            ("Required", ", ".join(text.format(value) for value, text in wanted if value)),
+            ("Excluded", "; ".join(f"patients with an event {_predicate(p)} by then" for p in excluded)),
+            ("Earlier outcome", "excludes a patient" if task.get("washout", True) else "does not exclude a patient"),
+            ("Kept together", _groups(task.get("split_by") or {})),
+        ],
+        "outcome": [
+            ("Outcome", f"first event {_predicate(outcome)}, within {in_days(tau)}" if outcome else ""),
+            ("Competing events", "; ".join(f"{name}: first event {_predicate(p)}" for name, p in competing.items())),
+            ("Follow-up", _follow_up((task.get("follow_up") or {}).get("end"))),
+        ],
+    }  # fmt: skip
+    return {part: [(label, text) for label, text in lines if text] for part, lines in parts.items()}
+
+
+def read_in_words(task: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a prediction may read, from a TASK.yaml as JSON.
+
+    >>> read_in_words({"input": {"lookback_days": 730.5}, "delay": [{"code": "A", "days": 7}]})
+    [('Input', 'records up to prediction_time, of the last 2 years'), ('Known later', 'events A: read 7 days later')]
+    """
+    delays = "; ".join(f"events {_predicate(rule)}: {_delay(rule)}" for rule in task.get("delay") or [])
+    lines = [("Input", _input(task.get("input") or {})), ("Known later", delays)]
     return [(label, text) for label, text in lines if text]
 
 
