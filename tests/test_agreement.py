@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from scipy.special import expit, logit
@@ -218,12 +216,3 @@ def test_with_competing_events_the_observed_risk_is_aalen_johansens() -> None:
     wrong = calibration_figures(duration, event, survival, t, censoring)
     assert wrong["oe"][0] < 0.8
     assert wrong["ici"][0] > 5 * found["ici"][0]
-
-
-@pytest.mark.slow
-def test_a_thousand_resamples_of_twenty_thousand_patients_take_seconds() -> None:
-    duration, event, survival = cohort(20_000)
-    counts = resample_counts(20_000, 1_000, 0)
-    start = time.process_time()
-    figures(duration, event, survival, counts)
-    assert time.process_time() - start < 12  # 1.8 on a core shared with others

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ehrsequencing.errors import EhrError
+from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.compare import QUICK, Evaluation, Interval, evaluate, paired_difference
 from ehrsequencing.evaluation.influence import Influence, influence_interval
 from ehrsequencing.evaluation.verdict import difference_table, judge
@@ -81,7 +81,7 @@ def test_several_seeds_add_their_variance_as_the_bootstrap_does() -> None:
     boot, quick = evaluation.score(seeds, only=("concordance",)), evaluation.quick(seeds, only=("concordance",))
     each = quick.figures["uno_c"]
     alone = Influence(0.5, np.mean([figure.terms for figure in each], axis=0)).standard_error()
-    spread = np.var([figure.value for figure in each]) / 3
+    spread = np.var([figure.value for figure in each], ddof=1) / 3
     assert spread > 0.1 * alone**2
     interval, drawn = quick.intervals()["uno_c"], boot.figures["uno_c"]
     assert interval.value == pytest.approx(drawn[0])
@@ -105,10 +105,20 @@ def test_quick_intervals_need_no_resamples_and_are_a_choice_of_evaluate() -> Non
     by_hand = Evaluation.of(duration, event, **settings, n_boot=0).quick(predict(truth)).intervals()
     assert quick == by_hand
     boot = evaluate(predict(truth), duration, event, **settings, n_boot=10)
-    assert set(quick) == set(boot) - {"ici@365"}
+    fitted = {"ici@365", "e50@365", "e90@365", "slope@365", "intercept@365", "oe@365", "km_calibration"}
+    assert set(quick) == set(boot) - fitted
     for metric, interval in quick.items():
         assert interval.value == pytest.approx(boot[metric].value, abs=1e-12)
         assert interval.low < interval.value < interval.high
+
+
+def test_an_interval_of_no_kind_is_refused() -> None:
+    duration, event, truth = patients(60)
+    with pytest.raises(EhrError, match="no interval 'jackknife'") as error:
+        evaluate(
+            predict(truth), duration, event, train_duration=duration, train_event=event, tau=TAU, interval="jackknife"
+        )
+    assert error.value.code is Exit.USAGE
 
 
 def test_a_perfect_ranking_has_no_standard_error_and_no_limits() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -208,14 +208,17 @@ def evaluate(
     n_boot: int = 1_000,
     seed: int = 0,
     subject_id: Int64[np.ndarray, " n"] | None = None,
-    interval: Literal["bootstrap", "influence"] = "bootstrap",
+    interval: str = "bootstrap",
 ) -> dict[str, Interval]:
     """The figures of all families for one model or its seeds, with intervals.
 
     For several models make one ``Evaluation`` and score them all. What the intervals cover: ``INTERVALS``, whose
     ``influence`` is the quick alternative; it has no calibration figures.
+
+    Raises:
+        EhrError: as ``Evaluation.of`` and ``Evaluation.score``, or no such ``interval`` (exit 2).
     """
-    kind = INTERVALS[interval]
+    kind = _interval_kind(interval)
     evaluation = Evaluation.of(
         duration,
         event,
@@ -228,6 +231,12 @@ def evaluate(
         subject_id=subject_id,
     )
     return kind.score(evaluation, predictions).intervals()
+
+
+def _interval_kind(name: str) -> IntervalKind:
+    if name not in INTERVALS:
+        raise EhrError(f"no interval '{name}'", "interval", f"one of: {', '.join(INTERVALS)}", code=Exit.USAGE)
+    return INTERVALS[name]
 
 
 def paired_difference(a: AnyScores, b: AnyScores, metric: str = "uno_c", level: float = LEVEL) -> Interval:

@@ -94,7 +94,11 @@ def time_ranking(patients: Evaluated, predictions: SurvivalPredictions) -> TimeR
 
 
 def auc(patients: Evaluated, predictions: SurvivalPredictions) -> Figures:
-    """``mean_auc`` over 20 equal points on (0, τ], and ``auc@<days>``, of the predicted risk by each time."""
+    """``mean_auc`` over 20 equal points on (0, τ], and ``auc@<days>``, of the predicted risk by each time.
+
+    In the mean each point weighs the outcomes that fall due since the one before on the training outcome's own curve,
+    which, like Ĝ, is held fixed over resamples.
+    """
     reasons = auc_reasons(patients, predictions)
     horizons = [h for h in patients.horizons if at("auc", h) not in reasons]
     over = patients.auc_times if "mean_auc" not in reasons else np.zeros(0)

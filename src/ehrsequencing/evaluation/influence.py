@@ -157,11 +157,12 @@ def weighted_influence(figures: Sequence[Influence], weights: Float64[np.ndarray
 def over_seeds(figures: Sequence[Influence]) -> Influence:
     """The mean of one model's seeds: the patients' influence on it, and the variance that the choice of seeds adds.
 
-    The variance is that of as many seeds drawn with replacement from those there are, as the bootstrap draws them.
+    The variance is that of the mean of as many new seeds, as the bootstrap's stretched draws have it.
     """
     values = np.array([figure.value for figure in figures])
     terms = np.mean([figure.terms for figure in figures], axis=0)
-    return Influence(float(values.mean()), terms, float(values.var() / values.size))
+    spread = values.var(ddof=1) if values.size > 1 else 0.0
+    return Influence(float(values.mean()), terms, float(spread / values.size))
 
 
 def _of_pairs(concordant: np.ndarray, comparable: np.ndarray) -> Influence:

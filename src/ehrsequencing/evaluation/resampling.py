@@ -74,9 +74,12 @@ def resample_counts(
 def over_seeds(values: Float64[np.ndarray, "seeds resamples"], seed: int) -> Float64[np.ndarray, " resamples"]:
     """The mean over a model's seeds; in a resample, over as many seeds drawn with replacement.
 
-    Models with equally many seeds have the same draws, so that their differences are paired by seed.
+    S draws from S seeds vary by (S − 1)/S of what S new seeds would: their distance from the mean is stretched by
+    √(S/(S − 1)) (Davison & Hinkley 1997, Bootstrap Methods, §2.3). Models with equally many seeds have the same draws,
+    so that their differences are paired by seed.
     """
     n_seeds, size = values.shape
     drawn = np.random.default_rng([seed, n_seeds]).integers(0, n_seeds, (size, n_seeds))
     drawn[0] = np.arange(n_seeds)
-    return np.take_along_axis(values.T, drawn, axis=1).mean(axis=1)
+    mean, chosen = values.mean(axis=0), np.take_along_axis(values.T, drawn, axis=1).mean(axis=1)
+    return mean + np.sqrt(n_seeds / max(n_seeds - 1, 1)) * (chosen - mean)

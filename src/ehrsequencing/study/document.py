@@ -180,7 +180,7 @@ def _row(model: Model, scores: Scores) -> dict[str, Any]:
         "total": model.total,
         "seconds": model.seconds,
         "alpha": model.alpha,
-        "notes": list(model.notes),
+        "notes": [*model.notes, *(f"{metric_name(name)}: {note}" for name, note in scores.notes.items())],
         "metrics": {name: interval.to_json() for name, interval in scores.intervals().items()},
         "checks": dict(scores.checks),
         "not_computed": dict(scores.not_computed),
