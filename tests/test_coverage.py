@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import interval_trials
 import intervals
 import numpy as np
 import pytest
 import readme
-from intervals import WORDS, Pair
+from rule_trials import WORDS, Pair, word
 from worlds import TAU, World
 
 from ehrsequencing.evaluation.metrics import harrell_c
@@ -49,12 +50,12 @@ def test_the_models_of_the_rule_differ_by_the_gain_they_are_said_to_have() -> No
 @pytest.mark.slow
 def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """200 samples of 400 patients; 95% within 3 binomial standard errors, .904 to .996; both ways to an interval."""
-    monkeypatch.setattr(intervals, "BLOCKS", 1)
-    monkeypatch.setattr(intervals, "FAMILIES", FAMILIES)
-    monkeypatch.setattr(intervals, "QUICK", FAMILIES)
-    intervals.truth.cache_clear()
-    cells = intervals.coverage(400, SHARE, 200, n_boot=200)
-    intervals.truth.cache_clear()
+    monkeypatch.setattr(interval_trials, "BLOCKS", 1)
+    monkeypatch.setattr(interval_trials, "FAMILIES", FAMILIES)
+    monkeypatch.setattr(interval_trials, "QUICK", FAMILIES)
+    interval_trials.truth.cache_clear()
+    cells = interval_trials.coverage(400, SHARE, 200, n_boot=200)
+    interval_trials.truth.cache_clear()
     assert {cell["way"] for cell in cells} == {"bootstrap", "influence"}
     assert {"harrell_c", "uno_c", "ibs", "brier@500"} <= {cell["metric"] for cell in cells}
     for cell in cells:
@@ -66,8 +67,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch: pytes
 def test_the_rule_seldom_climbs_for_nothing_and_seldom_stays_where_much_is_gained() -> None:
     """100 samples of 1,000 patients, 200 with the outcome: at most 5% are wrong, and 3 standard errors of 5%."""
     most, repetitions = 0.05 + band(0.05, 100), 100
-    nothing = Counter(intervals.word(EQUAL, 1_000, seed, 200) for seed in range(repetitions))
-    much = Counter(intervals.word(BETTER, 1_000, seed, 200) for seed in range(repetitions))
+    nothing = Counter(word(EQUAL, 1_000, seed, 200) for seed in range(repetitions))
+    much = Counter(word(BETTER, 1_000, seed, 200) for seed in range(repetitions))
     assert nothing["climb"] <= most * repetitions
     assert much["stay"] <= most * repetitions
     assert much["climb"] > nothing["climb"]
@@ -75,7 +76,7 @@ def test_the_rule_seldom_climbs_for_nothing_and_seldom_stays_where_much_is_gaine
 
 @pytest.mark.slow
 def test_of_few_patients_the_rule_says_that_it_cannot_tell() -> None:
-    said = Counter(intervals.word(BETTER, 300, seed, 200) for seed in range(50))
+    said = Counter(word(BETTER, 300, seed, 200) for seed in range(50))
     assert said["underpowered"] > 25
 
 
