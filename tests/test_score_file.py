@@ -17,6 +17,7 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.nonparametric import AalenJohansen
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.study.score_file import evaluate_file
+from ehrsequencing.timegrid import TimeGrid
 
 TAU, PATIENTS = 1_000.0, 200
 FIRST, SECOND = dt.datetime(2015, 1, 1), dt.datetime(2016, 1, 1)
@@ -79,7 +80,7 @@ def test_figures_of_the_outcome_with_calibration_and_causes(place: tuple[Path, P
     held_out = cohort.table.filter(pl.col("split") == "held_out")
     seen = held_out.filter(pl.col("duration") <= TAU)
     assert found.events == {
-        cause: seen.filter(pl.col("event") == k).height for k, cause in ((1, "outcome"), (2, "death"))
+        cause: seen.filter(pl.col("event") == k)["subject_id"].n_unique() for k, cause in ((1, "outcome"), (2, "death"))
     }
     duration, event = held_out["duration"].to_numpy(), held_out["event"].cast(pl.Int64).to_numpy()
     summary = found.calibration[400.0]
@@ -174,3 +175,45 @@ def test_a_report_never_replaces_something_else(place: tuple[Path, Predictions, 
         evaluate_file(folder / "p.parquet", folder / "cohort", report=tmp_path, bootstrap=0, split="held_out")
     assert raised.value.code is Exit.ENVIRONMENT
     assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
+
+
+def test_survival_alone_is_no_risk_of_the_outcome_where_events_compete(
+    place: tuple[Path, Predictions, Cohort], tmp_path: Path
+) -> None:
+    folder, predictions, _ = place
+    replace(predictions, cif={}).write(tmp_path / "any.parquet")
+    found = evaluate_file(tmp_path / "any.parquet", folder / "cohort", bootstrap=0, split="held_out")
+    whole = evaluate_file(folder / "p.parquet", folder / "cohort", bootstrap=0, split="held_out")
+    assert found.figures["uno_c"] == whole.figures["uno_c"], "risks still rank"
+    assert not {"ibs", "oe@1000", "auc@1000", "antolini_c"} & set(found.figures)
+    assert "no cif_outcome" in found.not_computed["ibs"]
+    assert "no cif_outcome" in found.text()
+
+
+def test_a_horizon_at_the_first_outcome_itself_has_harrell_s_c_and_no_uno_s(
+    place: tuple[Path, Predictions, Cohort],
+) -> None:
+    folder, _, cohort = place
+    outcomes = cohort.table.filter((pl.col("split") == "held_out") & (pl.col("event") == 1))
+    first = float(outcomes["duration"].min())
+    found = evaluate_file(folder / "p.parquet", folder / "cohort", horizons=(first,), bootstrap=20, split="held_out")
+    assert f"harrell_c@{first:.10g}" in found.figures
+    assert "no two patients can be compared" in found.not_computed[f"uno_c@{first:.10g}"]
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_a_cohort_without_a_training_split_is_refused(place: tuple[Path, Predictions, Cohort], tmp_path: Path) -> None:
+    folder, _, cohort = place
+    grid = {"grid.json": TimeGrid(np.linspace(0.0, TAU, 5)).to_json()}
+    replace(cohort, table=cohort.table.filter(pl.col("split") == "held_out")).write(tmp_path / "cohort", beside=grid)
+    with pytest.raises(EhrError, match="no training split") as raised:
+        evaluate_file(folder / "p.parquet", tmp_path / "cohort", bootstrap=0, split="held_out")
+    assert raised.value.code is Exit.COHORT
+
+
+def test_patients_are_counted_once_however_many_rows_they_have(place: tuple[Path, Predictions, Cohort]) -> None:
+    folder, _, cohort = place
+    found = evaluate_file(folder / "p.parquet", folder / "cohort", bootstrap=0, split="held_out")
+    seen = cohort.table.filter((pl.col("split") == "held_out") & (pl.col("duration") <= TAU))
+    assert found.events["outcome"] == seen.filter(pl.col("event") == 1)["subject_id"].n_unique()
+    assert found.events["outcome"] < seen.filter(pl.col("event") == 1).height

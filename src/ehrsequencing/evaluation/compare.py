@@ -46,6 +46,9 @@ RANKING = ("harrell_c", "uno_c", "antolini_c", "auc", "mean_auc")
 """Metrics, without their horizon, that read the order of predictions alone; they lie in (0, 1), higher is better."""
 
 
+NOWHERE = "it does not exist on these patients"
+
+
 def base_name(metric: str) -> str:
     """A metric's name without its horizon.
 
@@ -145,6 +148,8 @@ class Evaluation(Evaluated):
             for name in found[0]
             if name not in missing
         }
+        missing |= {name: NOWHERE for name, values in figures.items() if not np.isfinite(values[0])}
+        figures = {name: values for name, values in figures.items() if name not in missing}
         checks = {name: check(self, seeds) for name, check in CHECKS.items()} if "calibration" in only else {}
         missing |= {name: why for name, why in checks.items() if isinstance(why, str)}
         return Scores(

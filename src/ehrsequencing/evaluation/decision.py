@@ -47,6 +47,10 @@ class NetBenefit:
     gain_high: Float64[np.ndarray, " k"] | None = None
 
 
+ROUNDING = 1e-12
+"""1 − 0.8 is a hair less than 0.2, and yet reaches it."""
+
+
 def net_benefit(
     duration: Float64[np.ndarray, " n"],
     event: Events,
@@ -96,7 +100,7 @@ def net_benefit(
     check_horizon(t, censoring)
     thresholds = _rising(thresholds)
     risk = 1.0 - check_survival(np.asarray(survival_at_t)[:, None], np.asarray(duration).size)[:, 0]  # (n,)
-    member = np.searchsorted(thresholds, risk, side="right")  # (n,) thresholds reached
+    member = np.searchsorted(thresholds, risk + ROUNDING, side="right")  # (n,) thresholds reached
     counts = resample_counts(risk.size, n_boot, seed, subject_id)  # (1 + B, n)
     observed, share = nested_incidence(duration, event, t, counts, member, thresholds.size + 1)  # (1 + B, 1 + k)
     odds = thresholds / (1.0 - thresholds)  # (k,)

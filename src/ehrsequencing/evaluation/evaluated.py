@@ -223,6 +223,8 @@ class Evaluated:
 
     def no_curve(self, predictions: SurvivalPredictions) -> str | None:
         """Why the predictions do not allow figures that read the whole curve up to τ; None where they do."""
+        if (why := self._no_incidence(predictions)) is not None:
+            return why
         given, end = predictions.horizon_days.size, float(np.max(predictions.horizon_days, initial=0.0))
         if end >= self.tau * (1 - 1e-9) and given >= MIN_CURVE_POINTS:
             return None
@@ -233,11 +235,19 @@ class Evaluated:
 
     def no_point(self, predictions: SurvivalPredictions, horizon: float) -> str | None:
         """Why the predictions do not allow figures at a horizon; None where they do."""
+        if (why := self._no_incidence(predictions)) is not None:
+            return why
         given, end = predictions.horizon_days.size, float(np.max(predictions.horizon_days, initial=0.0))
         exact = np.isclose(predictions.horizon_days, horizon, rtol=1e-9, atol=0).any()
         if end >= horizon * (1 - 1e-9) and (given >= MIN_CURVE_POINTS or exact):
             return None
         return f"the predictions have no point at {horizon:g} days"
+
+    def _no_incidence(self, predictions: SurvivalPredictions) -> str | None:
+        """Where events compete 1 − S is the risk of any of them, not that of the outcome."""
+        if predictions.cif or not (self.event > 1).any():
+            return None
+        return "events compete here, and the predictions have no cif_outcome (their survival is of no event at all)"
 
     def weights(self) -> Iterator[np.ndarray]:
         """``counts`` as float32, some resamples (b, n) at a time, about equally many."""

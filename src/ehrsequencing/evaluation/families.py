@@ -46,20 +46,21 @@ def concordance(patients: Evaluated, predictions: SurvivalPredictions) -> Figure
         if isinstance(risk, str):
             found |= dict.fromkeys(names, risk)
             continue
-        if not np.isfinite(patients.comparable[names[0]][0]):
-            if horizon is None:
-                raise no_pairs()
-            found |= dict.fromkeys(names, no_pairs_by(horizon))
+        known = [name for name in names if np.isfinite(patients.comparable[name][0])]
+        if horizon is None and len(known) < len(names):
+            raise no_pairs()
+        found |= {name: no_pairs_by(horizon) for name in names if name not in known}
+        if not known:
             continue
-        rank, kinds = patients.pairs.ranks(risk), [patients.pair_weights[name] for name in names]
+        rank, kinds = patients.pairs.ranks(risk), [patients.pair_weights[name] for name in known]
         sums = [concordant_sums(patients.pairs, rank, kinds, drawn) for drawn in patients.weights()]
-        for name, concordant in zip(names, np.concatenate(sums).T, strict=True):
+        for name, concordant in zip(known, np.concatenate(sums).T, strict=True):
             found[name] = concordant / patients.comparable[name]
     return found
 
 
-def no_pairs_by(horizon: float) -> str:
-    """Why there is no concordance up to a horizon."""
+def no_pairs_by(horizon: float | None) -> str:
+    """Why there is no concordance up to a horizon; Uno's looks at outcomes before it, Harrell's also at those on it."""
     return f"no two patients can be compared by {horizon:g} days"
 
 

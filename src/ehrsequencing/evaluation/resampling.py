@@ -8,17 +8,20 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 LEVEL = 0.95
+MIN_RESAMPLES = 20
+"""Fewer give no interval."""
 INTERVAL_MEANING = (
     "95% percentile intervals of a patient bootstrap: evaluated patients are drawn with replacement, the same draws "
     "for every model, and where a model has several seeds these are drawn too and their figures averaged. Two "
     "variances are inside: that of who was evaluated, and that of the training seeds where a model has several; not "
-    "that of who was trained on: the training patients, the split and the censoring distribution are held fixed."
+    "that of who was trained on: the training patients, the split and the censoring distribution are held fixed. Under "
+    "20 resamples no interval is given."
 )
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its interval; without resamples ``low`` and ``high`` are None.
+    """A figure and its interval; ``low`` and ``high`` are None without resamples, or where they are too few to tell.
 
     ``skipped`` counts the resamples in which the figure does not exist (no comparable pairs).
     """
@@ -37,12 +40,14 @@ class Interval:
     def of(cls, figures: Float64[np.ndarray, " resamples"], level: float = LEVEL) -> Interval:
         """``figures[0]`` is the figure itself, the others its resamples; NaN where one does not exist.
 
-        >>> Interval.of(np.array([0.7, 0.6, 0.8, np.nan]))
-        Interval(value=0.7, low=0.605, high=0.795, skipped=1)
+        No limits from fewer than ``MIN_RESAMPLES``, nor where the figure exists in fewer than half of them.
+
+        >>> Interval.of(np.append(0.7, np.linspace(0.6, 0.8, 41)))
+        Interval(value=0.7, low=0.605, high=0.795, skipped=0)
         """
         seen = figures[1:][np.isfinite(figures[1:])]
         skipped = figures.size - 1 - seen.size
-        if seen.size == 0:
+        if seen.size < MIN_RESAMPLES or skipped > seen.size:
             return cls(float(figures[0]), None, None, skipped)
         low, high = np.quantile(seen, [(1 - level) / 2, (1 + level) / 2])
         return cls(float(figures[0]), float(low), float(high), skipped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -118,6 +118,21 @@ def difference_table(scores: Mapping[str, Scores], against: str) -> list[Differe
         raise EhrError(f"no scores of '{against}'", "models", f"compare with one of: {known}", code=Exit.BUNDLE)
     simple = scores[against]
     return [_against(name, dearer, against, simple) for name, dearer in scores.items() if name != against]
+
+
+def family_bound(cheaper: Scores, dearer: Sequence[Scores], metric: str = "uno_c") -> float | None:
+    """The gain over ``cheaper`` that the best of several models exceeds by chance alone one time in twenty.
+
+    The 95% quantile over resamples of the largest deviation of a gain from its own estimate (the single-step maximum
+    of Westfall & Young 1993, Resampling-Based Multiple Testing); None without resamples.
+
+    Args:
+        dearer: all that the best is picked from.
+    """
+    gains = np.stack([each.figures[metric] - cheaper.figures[metric] for each in dearer])  # (m, 1 + B)
+    excess = (gains[:, 1:] - gains[:, :1]).max(axis=0)  # (B,)
+    seen = excess[np.isfinite(excess)]
+    return None if seen.size == 0 else float(np.quantile(seen, (1 + TWO_SIDED) / 2))
 
 
 def _against(name: str, dearer: Scores, against: str, simple: Scores) -> Difference:

@@ -136,14 +136,15 @@ def _sample_size(judged: Judged, parameters: int | None) -> dict[str, Any]:
     """
     table = judged.cohort.table
     learned = table if judged.stratum is not None else table.filter(pl.col("split") != HELD_OUT)
+    happened = learned.filter((pl.col("event") == 1) & (pl.col("duration") <= judged.tau))
     duration = learned["duration"].to_numpy()
     return check(
-        learned.height,
-        int(((learned["event"] == 1) & (learned["duration"] <= judged.tau)).sum()),
+        learned["subject_id"].n_unique(),
+        happened["subject_id"].n_unique(),
         mean_followup_years=float(np.minimum(duration, judged.tau).mean()) / DAYS_PER_YEAR,
         horizon_years=judged.tau / DAYS_PER_YEAR,
         parameters=parameters,
-        evaluated=(judged.rows.height, judged.events),
+        evaluated=(judged.patients, judged.events),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from ehrsequencing.cohort import Cohort
-from ehrsequencing.cohort.attrition import suppress
+from ehrsequencing.cohort.attrition import cell, suppress
 from ehrsequencing.cohort.words import in_days
 from ehrsequencing.config import TRAIN
 from ehrsequencing.errors import EhrError, Exit
@@ -22,6 +22,7 @@ from ehrsequencing.files import refuse_unwritable, staged, write_json
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.report import write_report
 from ehrsequencing.report.measures import metric_name
+from ehrsequencing.report.suppression import events_cell
 from ehrsequencing.study.data import training_grid
 from ehrsequencing.study.document import (
     COMPARISON,
@@ -73,8 +74,8 @@ class FileScores:
 
     def text(self) -> str:
         """For people."""
-        what = "patients" if self.n == self.patients else f"rows ({self.patients:,} patients)"
-        lines = [f"{self.n:,} of {self.of:,} {what} of '{self.split}', horizon {self.tau:g} days"]
+        what = "patients" if self.n == self.patients else f"rows ({cell(self.patients)} patients)"
+        lines = [f"{share_cell(self.n, self.of)} {what} of '{self.split}', horizon {self.tau:g} days"]
         if self.n < self.of:
             lines.append("warning: patients without a prediction were left out; that can flatter a model")
         if self.strangers:
@@ -102,6 +103,15 @@ class FileScores:
             "interval": INTERVAL_MEANING,
             "report": None if self.report is None else str(self.report),
         }
+
+
+def share_cell(n: int, of: int) -> str:
+    """So many of how many, also where those left out are a small cell.
+
+    >>> share_cell(200, 200), share_cell(219, 222), share_cell(8, 222), share_cell(100, 222)
+    ('200 of 200', 'over 212 of 222', '<10 of 222', '100 of 222')
+    """
+    return f"{events_cell(of, n)} of {of:,}"
 
 
 def _plain_figures(figures: Mapping[str, Interval]) -> dict[str, Any]:
@@ -151,17 +161,21 @@ def evaluate_file(
     known, files = Cohort.read(cohort), [predictions, *against]
     tau = _tau(known, Path(cohort) / "grid.json")
     _check_horizons(horizons, tau)
-    given = _named([Predictions.read(file) for file in files], files)
+    given = [_of_outcome(each, known) for each in _named([Predictions.read(file) for file in files], files)]
     for each, file in zip(given, files, strict=True):
         _refuse_foreign(each, known, file)
-    judged = known.table.filter(pl.col("split") == split).sort(KEYS)
+    judged, train = (
+        known.table.filter(pl.col("split") == split).sort(KEYS),
+        known.table.filter(pl.col("split") == TRAIN),
+    )
+    if train.is_empty():
+        what = "the cohort has no training split: who is followed how long is learned from it"
+        raise EhrError(what, str(cohort), "evaluate on a cohort with a training split", code=Exit.COHORT)
     rows = judged
     for each, file in zip(given, files, strict=True):
         rows = _shared_rows(rows, each, file, split, known)
     models = [_model(each, rows, first=number == 0) for number, each in enumerate(given)]
-    scene = Judged(
-        known, rows, known.table.filter(pl.col("split") == TRAIN), tau, tuple(horizons) or (tau,), n_boot=bootstrap
-    )
+    scene = Judged(known, rows, train, tau, tuple(horizons) or (tau,), n_boot=bootstrap)
     scores = {model.name: scene.evaluation.score(list(model.predictions)) for model in models}
     pairs = [(models[0].name, other.name) for other in models[1:]]
     found = _found(scene, models, scores, differences(pairs, scores), split, judged.height)
@@ -178,6 +192,13 @@ def _named(given: Sequence[Predictions], files: Sequence[Path]) -> list[Predicti
     return [replace(each, model=name) for each, name in zip(given, told, strict=True)]
 
 
+def _of_outcome(given: Predictions, known: Cohort) -> Predictions:
+    """The predictions without curves that are none of the outcome: survival alone, where events compete."""
+    if given.cif or len(known.task.causes) == 1:
+        return given
+    return replace(given, horizon_days=np.zeros(0), survival=np.zeros((len(given), 0)))
+
+
 def _model(given: Predictions, rows: pl.DataFrame, *, first: bool) -> Model:
     at = rows.select(KEYS).join(_places(given), on=KEYS, how="left", maintain_order="left")["at"].to_numpy()
     return Model(given.model, "predictions" if first else "baseline", ANYBODY, (given.take(at),))
@@ -191,9 +212,9 @@ def _found(
     split: str,
     of: int,
 ) -> FileScores:
-    own, evaluation = scores[models[0].name], scene.evaluation
+    own = scores[models[0].name]
     figures = own.intervals()
-    events = {cause: int((evaluation.event == k).sum()) for k, cause in enumerate(scene.cohort.task.causes, start=1)}
+    events = {cause: scene.with_event(k) for k, cause in enumerate(scene.cohort.task.causes, start=1)}
     return FileScores(
         models[0].name,
         split,
@@ -201,7 +222,7 @@ def _found(
         of,
         scene.tau,
         figures,
-        patients=scene.rows["subject_id"].n_unique(),
+        patients=scene.patients,
         events=events,
         calibration=calibration_at_horizons(own, models[0].predictions),
         not_computed=own.not_computed,
