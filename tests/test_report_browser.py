@@ -26,7 +26,7 @@ REASON = (
 )
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
 MAX_BYTES = 3_000_000
-SHOWN = ("oracle", "lora", "lora+wide", "from-scratch", "wide", "cox")
+SHOWN = ("oracle", "lora", "lora+wide", "full+wide", "from-scratch", "wide", "cox")
 NEEDS = ("report.html.j2", "macros.j2", "methods.html.j2", "performance.html.j2", "patients.html.j2", "closing.html.j2")
 INK = """() => [...document.querySelectorAll('main *')].filter(e => e.childNodes.length && e.getClientRects().length
   && [...e.childNodes].some(c => c.nodeType === 3 && c.textContent.trim())).map(e =>
