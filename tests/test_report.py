@@ -76,6 +76,11 @@ def html(study: Path) -> str:
     return page_of(study)[0]
 
 
+@pytest.fixture(scope="module")
+def full(study: Path) -> Summary:
+    return summarise(study)
+
+
 def test_the_page_is_whole_small_and_loads_nothing(html: str) -> None:
     page = Page(html)
     assert page.stack == []
@@ -117,8 +122,8 @@ def test_text_in_figures_is_text(html: str) -> None:
         assert re.search(rf"<text[^>]*>{re.escape(model)}</text>", html)
 
 
-def test_the_same_data_gives_the_same_bytes(study: Path, html: str) -> None:
-    found = summarise(study)
+def test_the_same_data_gives_the_same_bytes(full: Summary, html: str) -> None:
+    found = full
     assert str(courses.thirds(found.thirds)) in html
     last = [curve for curve in found.calibration if curve.horizon == 1826.0]
     assert str(figures.calibration(last, "5 years", "calibration1")) in html
@@ -306,16 +311,16 @@ def test_a_risk_that_is_the_same_for_all_has_no_thirds() -> None:
     assert risk_thirds("m", 0, ones, ones, np.ones(90, dtype=np.int64), 10.0) is None
 
 
-def test_thirds_separate_the_truth(study: Path) -> None:
-    thirds = summarise(study).thirds
+def test_thirds_separate_the_truth(full: Summary) -> None:
+    thirds = full.thirds
     assert [t.model for t in thirds] == ["lora", "wide"]
     for t in thirds:
         ends = [curve.share[-1] for curve in t.curves]
         assert ends[0] > ends[1] > ends[2]
 
 
-def test_calibration_shows_risks_near_the_truth(study: Path) -> None:
-    shown = [curve for curve in summarise(study).calibration if curve.horizon == 1826.0]
+def test_calibration_shows_risks_near_the_truth(full: Summary) -> None:
+    shown = [curve for curve in full.calibration if curve.horizon == 1826.0]
     assert [c.model for c in shown] == ["lora", "wide", "lora+wide"]
     for curve in shown:
         assert np.all(np.diff(curve.predicted) > 0)
@@ -457,8 +462,8 @@ def test_sections_stand_in_the_order_of_the_guideline(html: str) -> None:
     ]  # fmt: skip
 
 
-def test_what_is_not_there_is_left_to_the_authors(study: Path) -> None:
-    full, bare = summarise(study), replace(summarise(study), subgroups=(), sample_size={}, casemix={}, attrition=())
+def test_what_is_not_there_is_left_to_the_authors(full: Summary) -> None:
+    bare = replace(full, subgroups=(), sample_size={}, casemix={}, attrition=())
     found = [{a.item.number: (a.status, a.left) for a in answers(s)} for s in (full, bare)]
     assert [each["10"][0] for each in found] == ["answered", "in part"]
     assert [each["23a"] for each in found] == [("answered", ""), ("in part", "performance by subgroup")]
@@ -467,8 +472,8 @@ def test_what_is_not_there_is_left_to_the_authors(study: Path) -> None:
     assert found[0]["17"] == ("authors", "approval and consent")
 
 
-def test_limitations_follow_from_the_facts(study: Path, tmp_path: Path) -> None:
-    said = " ".join(summarise(study).limitations)
+def test_limitations_follow_from_the_facts(full: Summary, tmp_path: Path) -> None:
+    said = " ".join(full.limitations)
     assert "The records are simulated" in said
     assert "Training departed from the recommended recipe" in said
     assert "Performance by subgroup" not in said
@@ -498,14 +503,14 @@ def test_codes_of_few_patients_are_not_named(html: str) -> None:
     assert "all other visits +2.00" in section(html, 'table="explained"')
 
 
-def test_recalibration_is_shown_before_and_after(study: Path) -> None:
-    (found,) = summarise(study).recalibrated
+def test_recalibration_is_shown_before_and_after(full: Summary) -> None:
+    (found,) = full.recalibrated
     assert found.model == "lora"
     assert found.before["slope"] < found.after["slope"]
 
 
-def test_years_hide_whose_they_are(study: Path) -> None:
-    source = summarise(study).source
+def test_years_hide_whose_they_are(full: Summary) -> None:
+    source = full.source
     assert (source.years, source.split, source.simulated) == ("2013", "random", True)
 
 

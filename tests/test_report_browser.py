@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ehrsequencing.report import write_report
-from report_study import Fake, write_competing, write_lone, write_study, write_trajectories
+from report_study import ROWS, Fake, write_competing, write_lone, write_study, write_trajectories
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 REASON = (
@@ -26,6 +26,7 @@ REASON = (
 )
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
 MAX_BYTES = 3_000_000
+SHOWN = ("oracle", "lora", "lora+wide", "full+wide", "from-scratch", "wide", "cox")
 NEEDS = ("report.html.j2", "macros.j2", "methods.html.j2", "performance.html.j2", "patients.html.j2", "closing.html.j2")
 INK = """() => [...document.querySelectorAll('main *')].filter(e => e.childNodes.length && e.getClientRects().length
   && [...e.childNodes].some(c => c.nodeType === 3 && c.textContent.trim())).map(e =>
@@ -46,8 +47,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A full study, one with competing events, one file of predictions, and nothing but a comparison."""
     folder = tmp_path_factory.mktemp("browser")
     made = {
-        "full": write_study(folder / "full", Fake(n=700)),
-        "competing": write_competing(folder / "competing", n=500),
+        "full": write_study(folder / "full", Fake(n=400, rows=tuple(row for row in ROWS if row["model"] in SHOWN))),
+        "competing": write_competing(folder / "competing", n=400),
         "lone": write_lone(folder / "lone", Fake(n=400, extras=False, histories=False)),
     }
     write_trajectories(made["competing"])
