@@ -35,7 +35,7 @@ from tiny_batches import shake, tiny_config
 
 STRATEGIES = ("frozen", "frozen-ridge", "lora", "full")
 KEYS = ["subject_id", "prediction_time"]
-FEW = 10
+FEW = 8
 
 
 HEAD_SCALE = {"mlp": 0.3, "linear": 0.03}
@@ -103,10 +103,10 @@ def test_a_quadratic_is_attributed_exactly_and_a_kink_takes_more_points():
     matrix = torch.tensor([[1.0, 0.5, 0.0], [0.5, 2.0, -1.0], [0.0, -1.0, 0.3]])
     found = integrate(lambda z: ((z @ matrix) * z).sum(dim=1), (x,), (zero,))
     torch.testing.assert_close(found.parts[0], x * (x @ matrix))  # the path integral in closed form
-    kinked = integrate(lambda z: (z - 0.31).relu().sum(dim=1), (x,), (zero,), tolerance=1e-4)
+    kinked = integrate(lambda z: (z - 0.31).relu().sum(dim=1), (x,), (zero,), tolerance=1e-3)
     assert kinked.steps.item() > found.steps.item() == POINTS
-    assert abs(kinked.gap.item()) <= 1e-4
-    torch.testing.assert_close(kinked.parts[0], torch.tensor([[0.69, 1.69, 0.0]]), atol=2e-4, rtol=0)
+    assert abs(kinked.gap.item()) <= 1e-3
+    torch.testing.assert_close(kinked.parts[0], torch.tensor([[0.69, 1.69, 0.0]]), atol=1e-3, rtol=0)
     stepped = integrate(lambda z: (z > 0.31).double().sum(dim=1) + 0 * z.sum(dim=1), (x,), (zero,))
     assert stepped.gap.item() == pytest.approx(-2.0)  # what cannot be attributed is told, not spread
 

@@ -25,7 +25,7 @@ from ehrsequencing.sources.mapping import MappingConfig
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if "adr" not in page.parts]
-RUN = ["tutorial.md", "how-to/own-predictions.md", "how-to/external-validation.md"]
+RUN = ["tutorial.md", "how-to/explain.md", "how-to/own-predictions.md", "how-to/external-validation.md"]
 """Pages whose commands and Python are run, in this order, in one folder."""
 SMALLER = {
     "--patients 2000": "--patients 240",

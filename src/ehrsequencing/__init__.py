@@ -29,6 +29,7 @@ _HOME = {
     "convert_omop": "sources.omop",
     "convert_synthea": "sources.synthea",
     "evaluate_held_out": "study.steps",
+    "explain": "attribution",
     "finetune": "training.finetune",
     "from_dataframe": "events",
     "load_task": "config",
@@ -53,6 +54,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from ehrsequencing.attribution import explain
     from ehrsequencing.bundle import Bundle, Encoder
     from ehrsequencing.cli.progress import ProgressDisplay
     from ehrsequencing.cohort import Cohort, build_cohort

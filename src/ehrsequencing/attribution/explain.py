@@ -50,7 +50,7 @@ def explain(
     """Attributions of the risk by ``horizon`` to the codes and visits of patients, by integrated gradients.
 
     They tell what the model's prediction rests on, not what causes the outcome; codes that occur together share. Of a
-    patient they sum to risk − baseline_risk, within ``tolerance`` where 256 points suffice (``completeness`` tells).
+    patient they sum to risk − baseline_risk, within ``tolerance`` (``completeness`` tells how near).
 
     The risk is 1 − S(horizon), or the outcome's cumulative incidence where causes compete: what people are told. It is
     bounded, so that in a patient at high risk all codes get less than they would alone; on the scale of the log
@@ -104,14 +104,17 @@ def explain_rows(
     seed: int = 0,
     row: str | None = None,
     horizon: float | None = None,
+    tolerance: float = 2 * TOLERANCE,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The content of ``attributions.json`` for at most ``max_patients`` of ``rows`` (a cohort's held-out rows, say).
 
-    ``progress`` hears how far it is; None: whoever listens already.
+    As ``explain``, to twice its tolerance: cheap enough for every study. ``progress`` hears how far it is; None:
+    whoever listens already.
     """
+    asked = {"row": row, "horizon": horizon, "patients": max_patients, "seed": seed, "tolerance": tolerance}
     with contextlib.nullcontext() if progress is None else listening(progress):
-        return explain(bundle, dataset, rows, row=row, horizon=horizon, patients=max_patients, seed=seed).to_json()
+        return explain(bundle, dataset, rows, **asked).to_json()  # type: ignore[arg-type]
 
 
 def _descriptions(dataset: MedsDataset) -> dict[str, str]:
