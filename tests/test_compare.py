@@ -12,6 +12,8 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation import compare, evaluated, sweep
 from ehrsequencing.evaluation.compare import Evaluation, Interval, evaluate, paired_difference, resample_counts
 from ehrsequencing.evaluation.metrics import brier, harrell_c, integrated_brier, uno_c
+from ehrsequencing.evaluation.resampling import MIN_RESAMPLES
+from ehrsequencing.evaluation.verdict import family_bound
 from ehrsequencing.nonparametric import censoring_distribution
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.timegrid import truncate
@@ -390,3 +392,33 @@ def test_repeating_every_patients_rows_leaves_the_interval_as_wide() -> None:
     assert wide.value == pytest.approx(once.value)
     assert wide.high - wide.low == pytest.approx(once.high - once.low, rel=1e-9)
     assert naive.high - naive.low < 0.85 * (wide.high - wide.low)
+
+
+# --- after a review ---------------------------------------------------------------------------------------------------
+
+
+def test_few_resamples_give_no_interval() -> None:
+    duration, event, truth = patients(100)
+    few = prepare(duration, event, n_boot=MIN_RESAMPLES - 1).score(predict(truth)).intervals()["uno_c"]
+    assert few.low is few.high is None
+    mostly_missing = np.append(0.7, np.where(np.arange(1_000) < 900, np.nan, 0.6))
+    assert Interval.of(mostly_missing).low is None
+
+
+def test_outcomes_on_the_horizon_alone_have_harrell_s_c_and_a_reason_for_uno_s() -> None:
+    duration, event = np.array([100.0, 100.0, 300.0, 400.0, 500.0]), np.array([1, 1, 0, 1, 0])
+    scores = prepare(duration, event, tau=450.0, horizons=(100.0,), n_boot=30).score(predict(-duration / 300))
+    assert np.isfinite(scores.figures["harrell_c@100"][0])
+    assert "no two patients can be compared" in scores.not_computed["uno_c@100"]
+    assert all(np.isfinite(values[0]) for values in scores.figures.values())
+
+
+def test_the_best_of_many_equal_models_is_no_climb() -> None:
+    duration, event, truth = patients(400)
+    evaluation = prepare(duration, event, n_boot=300)
+    simple = evaluation.score(noisy(truth, 1.5, 99), only=("concordance", "errors"))
+    many = [evaluation.score(noisy(truth, 1.5, s), only=("concordance", "errors")) for s in range(12)]
+    one = family_bound(simple, many[:1])
+    assert family_bound(simple, many) > one > 0
+    gains = [scores.figures["uno_c"][0] - simple.figures["uno_c"][0] for scores in many]
+    assert max(gains) < family_bound(simple, many)

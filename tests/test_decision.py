@@ -223,3 +223,12 @@ def test_what_is_refused() -> None:
         net_benefit(duration, event, free, 9_999.0, censoring, np.array([0.1]))
     with pytest.raises(EhrError, match="probabilities"):
         net_benefit(duration, event, free + 1, DAY, censoring, np.array([0.1]))
+
+
+def test_a_risk_of_exactly_the_threshold_is_flagged() -> None:
+    """1 − 0.8 is a hair below 0.2 in floating point."""
+    duration, event = np.full(40, 2.0), np.repeat([1, 0], 20)
+    found = net_benefit(
+        duration, event, np.full(40, 0.8), 2.0, censoring_distribution(duration, event), np.array([0.2])
+    )
+    assert found.flagged[0] == 1.0

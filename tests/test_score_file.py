@@ -138,7 +138,7 @@ def test_two_files_are_compared_on_the_rows_they_share(place: tuple[Path, Predic
         folder / "p.parquet", folder / "cohort", against=[tmp_path / "noisy.parquet"], bootstrap=50, split="held_out"
     )
     assert (found.n, found.of) == (PATIENTS - 50, PATIENTS)
-    (c, ibs) = found.differences
+    c, ibs, _ = found.differences
     assert (c["model"], c["against"], c["metric"]) == ("truth", "noisy", "uno_c")
     assert c["low"] > 0
     assert c["value"] == pytest.approx(found.figures["uno_c"].value - found.others["noisy"]["uno_c"].value)
