@@ -308,6 +308,7 @@ def test_at_visits_the_last_one_is_explained_from_what_it_saw(at_visits, dataset
             found.patients["risk"], predicted(bundle, dataset, found, bundle.grid.tau), atol=1e-6
         )
         assert found.table.filter(pl.col("days_before") == 0)["attribution"].abs().max() > 0
+    assert explain(bundle, dataset, rows, row="wide").completeness <= TOLERANCE
 
 
 def test_a_wide_part_without_weights_leaves_nothing_to_tell(bundles, dataset):

@@ -54,7 +54,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from ehrsequencing.attribution import explain
+    from ehrsequencing.attribution.explaining import explain
     from ehrsequencing.bundle import Bundle, Encoder
     from ehrsequencing.cli.progress import ProgressDisplay
     from ehrsequencing.cohort import Cohort, build_cohort

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ehrsequencing.attribution.attributions import Attributions
-from ehrsequencing.attribution.explain import explain
+from ehrsequencing.attribution.explaining import explain
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.cohort.attrition import cell
 from ehrsequencing.config import MIN_CELL
