@@ -33,8 +33,11 @@ def against(
     word: str = "",
     bounds: tuple[float, float, float] = NONE,
     pair: tuple[str, str] = ("lora", "wide"),
+    why: str = "",
+    ibs: tuple[float, float, float] | None = None,
 ) -> list[Difference]:
-    return [Difference(*pair, {"uno_c": Interval(value, low, high)}, word, Interval(*bounds))]
+    metrics = {"uno_c": Interval(value, low, high)} | ({} if ibs is None else {"ibs": Interval(*ibs)})
+    return [Difference(*pair, metrics, word, Interval(*bounds), why)]
 
 
 def first_line(value: float, differences: list[Difference]) -> str:
@@ -57,10 +60,38 @@ BRANCHES: list[tuple[str, float, list[Difference], str]] = [
      "A simple model suffices: lora ranks patients better, with Uno C 0.803 (0.773 to 0.833) against 0.800 (0.770 to "
      "0.830) for wide, but the paired difference, +0.003 (+0.001 to +0.004), is too small to matter: 0.005 or more is "
      "excluded with 95% certainty (stay)."),
-    ("wins without the Brier score", 0.84, against(0.04, 0.01, 0.07, "underpowered"),
+    ("predicts better, ranks alike", 0.803,
+     against(0.003, 0.001, 0.0045, "underpowered", (0.003, 0.0012, 0.0043), why="ibs_better", ibs=(-0.04, -0.05, -0.03)),
+     "lora shows no gain in Uno C that matters over the best simple model, 0.803 (0.773 to 0.833) against 0.800 (0.770 to "
+     "0.830) for wide: by the paired difference, +0.003 (+0.001 to +0.004), 0.005 or more is excluded with 95% certainty. "
+     "Yet its integrated Brier score is better by 0.0400 (0.0300 to 0.0500), so that the rule below does not let the "
+     "cheaper model stay (underpowered)."),
+    ("ranks alike, Brier score undecided", 0.80,
+     against(0.0, -0.004, 0.004, "underpowered", (0.0, -0.003, 0.003), why="ibs_undecided", ibs=(-0.002, -0.006, 0.002)),
+     "A simple model ranks about as well: wide has Uno C 0.800 (0.770 to 0.830), the best transformer strategy is lora with "
+     "0.800 (0.770 to 0.830); by the paired difference, 0.000 (−0.004 to +0.004), a gain of 0.005 or more is excluded with "
+     "95% certainty. Whether its risks are closer to the truth is not decided: the integrated Brier score differs by −0.0020 "
+     "(−0.0060 to +0.0020), and a gain of 1% is not excluded (underpowered)."),
+    ("wins, Brier score worse", 0.82,
+     against(0.02, -0.001, 0.04, "underpowered", (0.02, 0.002, 0.037), why="ibs_worse", ibs=(0.02, 0.015, 0.025)),
+     "lora probably ranks patients better than the best simple model, but its risks are further from the truth: Uno C 0.820 "
+     "(0.790 to 0.850) against 0.800 (0.770 to 0.830) for wide; the paired difference, +0.020 (−0.001 to +0.040), includes "
+     "zero, yet the integrated Brier score is worse by 0.0200 (0.0150 to 0.0250), so that the rule below does not call it a "
+     "gain (underpowered)."),
+    ("wins, Brier score undecided", 0.82,
+     against(0.02, 0.001, 0.04, "underpowered", (0.02, 0.003, 0.037), why="ibs_undecided", ibs=(0.002, -0.004, 0.008)),
+     "lora ranks patients better than the best simple model: Uno C 0.820 (0.790 to 0.850) against 0.800 (0.770 to 0.830) for "
+     "wide; the paired difference, +0.020 (+0.001 to +0.040), excludes zero. Whether its risks are further from the truth is "
+     "not decided, the integrated Brier score differing by +0.0020 (−0.0040 to +0.0080), so that the rule below does not call "
+     "it a gain (underpowered)."),
+    ("no Brier score", 0.82, against(0.02, 0.001, 0.04, "underpowered", (0.02, 0.003, 0.037), why="ibs_missing"),
+     "By Uno C alone the gain is worth having: lora has 0.820 (0.790 to 0.850), wide 0.800 (0.770 to 0.830); the paired "
+     "difference, +0.020 (+0.001 to +0.040), excludes zero. The rule below also asks for the integrated Brier score, which "
+     "could not be computed (underpowered)."),
+    ("wins, not called a gain", 0.84, against(0.04, 0.01, 0.07, "underpowered"),
      "lora ranks patients better than the best simple model: Uno C 0.840 (0.810 to 0.870) against 0.800 (0.770 to "
-     "0.830) for wide; the paired difference, +0.040 (+0.010 to +0.070), excludes zero. The integrated Brier score does "
-     "not bear it out, so that the rule below cannot call it a gain (underpowered)."),
+     "0.830) for wide; the paired difference, +0.040 (+0.010 to +0.070), excludes zero. The rule below, which looks at the "
+     "integrated Brier score too, does not call it a gain (underpowered)."),
     ("wins, not judged", 0.84, against(0.04, 0.01, 0.07),
      "lora ranks patients better than the best simple model: Uno C 0.840 (0.810 to 0.870) against 0.800 (0.770 to "
      "0.830) for wide; the paired difference, +0.040 (+0.010 to +0.070), excludes zero."),
@@ -69,7 +100,7 @@ BRANCHES: list[tuple[str, float, list[Difference], str]] = [
      "(0.720 to 0.780); the paired difference, −0.050 (−0.080 to −0.020), excludes zero."),
     ("suffices", 0.80, against(0.0, -0.003, 0.004, "stay"),
      "A simple model suffices: wide has Uno C 0.800 (0.770 to 0.830), the best transformer strategy is lora with 0.800 "
-     "(0.770 to 0.830); the paired difference, +0.000 (−0.003 to +0.004), includes zero, and a gain of 0.005 or more is "
+     "(0.770 to 0.830); the paired difference, 0.000 (−0.003 to +0.004), includes zero, and a gain of 0.005 or more is "
      "excluded with 95% certainty (stay)."),
     ("too small to say", 0.81, against(0.01, -0.01, 0.03, "underpowered"),
      "The sample is too small to say whether lora ranks patients better than the best simple model: Uno C 0.810 (0.780 "
@@ -77,7 +108,7 @@ BRANCHES: list[tuple[str, float, list[Difference], str]] = [
      "zero, and a gain that matters (0.005) is not excluded (underpowered)."),
     ("ties", 0.81, against(0.01, 0.0, 0.03),
      "A simple model ties: lora has the higher Uno C, 0.810 (0.780 to 0.840) against 0.800 (0.770 to 0.830) for wide, "
-     "but the paired difference, +0.010 (+0.000 to +0.030), includes zero."),
+     "but the paired difference, +0.010 (0.000 to +0.030), includes zero."),
     ("at least as good", 0.79, against(-0.01, -0.03, 0.01),
      "A simple model is at least as good: wide has Uno C 0.800 (0.770 to 0.830), the best transformer strategy is lora "
      "with 0.790 (0.760 to 0.820), and the paired difference, −0.010 (−0.030 to +0.010), includes zero."),
@@ -87,6 +118,12 @@ BRANCHES: list[tuple[str, float, list[Difference], str]] = [
 @pytest.mark.parametrize(("name", "value", "differences", "said"), BRANCHES, ids=[b[0] for b in BRANCHES])
 def test_every_rule_has_its_sentence(name: str, value: float, differences: list[Difference], said: str) -> None:
     assert first_line(value, differences) == said
+
+
+@pytest.mark.parametrize("each", [b for b in BRANCHES if b[2] and b[2][0].why], ids=lambda b: b[0])
+def test_a_file_without_reason_codes_is_read_by_its_bounds(each: Any) -> None:
+    _, value, (difference,), said = each
+    assert first_line(value, [replace(difference, why="")]) == said
 
 
 def test_every_rule_is_tested() -> None:

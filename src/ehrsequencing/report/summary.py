@@ -217,7 +217,8 @@ def _difference(model: str, against: str, found: Mapping[str, Mapping[str, Any]]
     judged = found.get("uno_c", {})
     bounds = {"value": judged.get("value"), "low": judged.get("low90"), "high": judged.get("high90")}
     metrics = {metric: Interval.of(d) for metric, d in found.items()}
-    return Difference(model, against, metrics, str(judged.get("word") or ""), Interval.of(bounds))
+    word, why = (str(judged.get(key) or "") for key in ("word", "why"))
+    return Difference(model, against, metrics, word, Interval.of(bounds), why)
 
 
 def _shown_differences(differences: Sequence[Difference], rival: Row | None) -> tuple[Difference, ...]:
