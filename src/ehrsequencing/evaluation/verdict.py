@@ -18,8 +18,8 @@ COMPARED = ("uno_c", "ibs", "antolini_c")
 
 Word = Literal["climb", "stay", "underpowered"]
 Why = Literal["", "c_undecided", "ibs_undecided", "ibs_worse", "ibs_missing", "ibs_better"]
-"""Why the word is underpowered: C decides nothing; or it does, and IBS decides nothing, is clearly worse (against climb),
-does not exist, or is clearly better (against stay)."""
+"""Why the word is underpowered: C decides nothing; or it does, and IBS decides nothing, is clearly worse (for climb),
+does not exist, or is clearly better (for stay)."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,16 @@ UNSHOWN = {
 """What the difference in Uno C says by itself."""
 
 
+REASONS = {
+    "c_undecided": "Uno C decides nothing",
+    "ibs_undecided": "IBS decides nothing",
+    "ibs_worse": "but IBS is worse",
+    "ibs_better": "but IBS is better",
+    "ibs_missing": "no IBS",
+}
+"""Of underpowered, by reason code, beside the word."""
+
+
 @dataclass(frozen=True)
 class Contest:
     """The two rows that the headline sets against each other; ``difference`` is ``row`` minus ``rival`` in Uno C."""
@@ -209,6 +219,19 @@ def contest_of(row: Row, rival: Row, differences: Sequence[Difference]) -> Conte
         if (d.model, d.against) == (rival.model, row.model):
             return Contest(row, rival, Interval(-d.uno_c.value, -d.uno_c.high, -d.uno_c.low))
     return Contest(row, rival)
+
+
+def paired(row: Row, rival: Row, differences: Sequence[Difference], metric: str) -> Interval | None:
+    """``row`` minus ``rival`` on the same patients, also from the pair the other way round; None without interval."""
+    for d in differences:
+        found = d.metrics.get(metric, NOTHING)
+        if math.isnan(found.low):
+            continue
+        if (d.model, d.against) == (row.model, rival.model):
+            return found
+        if (d.model, d.against) == (rival.model, row.model):
+            return Interval(-found.value, -found.high, -found.low)
+    return None
 
 
 def _why(d: Difference, ibs: Interval) -> str:
