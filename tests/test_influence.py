@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation.compare import QUICK, Evaluation, Interval, evaluate, paired_difference
+from ehrsequencing.evaluation.compare import QUICK, Evaluation, Interval, Scores, evaluate, paired_difference
 from ehrsequencing.evaluation.influence import Influence, influence_interval
 from ehrsequencing.evaluation.verdict import difference_table, judge
 from ehrsequencing.predictions import Predictions
@@ -184,6 +184,32 @@ def test_without_a_curve_the_verdict_is_underpowered_and_says_what_c_alone_says(
     (row,) = difference_table({"cox": simple, "bare": evaluation.score(bare)}, "cox")
     assert list(row.differences) == ["uno_c"]
     assert "no IBS" in row.to_json()[0]["reason"]
+    assert row.to_json()[0]["why"] == "ibs_missing"
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "ibs", "ibs_spread", "word", "why"),
+    [
+        (0.003, 0.0007, 0.10, 0.002, "underpowered", "ibs_better"),
+        (0.000, 0.0007, 0.14, 0.002, "underpowered", "ibs_undecided"),
+        (0.030, 0.0050, 0.15, 0.002, "underpowered", "ibs_worse"),
+        (0.030, 0.0050, 0.1425, 0.01, "underpowered", "ibs_undecided"),
+        (0.030, 0.0500, 0.14, 0.002, "underpowered", "c_undecided"),
+        (0.030, 0.0050, 0.13, 0.002, "climb", ""),
+        (0.000, 0.0007, 0.14, 0.0001, "stay", ""),
+    ],
+)
+def test_underpowered_has_its_reason(
+    gain: float, spread: float, ibs: float, ibs_spread: float, word: str, why: str
+) -> None:
+    evaluation, rng = prepare(*patients(80)[:2], n_boot=0), np.random.default_rng(0)
+    noise = np.append(0.0, rng.normal(size=500))
+    simple = Scores(evaluation, {"uno_c": np.full(501, 0.8), "ibs": np.full(501, 0.14)}, {})
+    dearer = Scores(evaluation, {"uno_c": 0.8 + gain + spread * noise, "ibs": ibs + ibs_spread * noise}, {})
+    found = judge(simple, dearer)
+    assert (found.word, found.why) == (word, why)
+    entry = difference_table({"simple": simple, "dearer": dearer}, "simple")[0].to_json()[0]
+    assert entry.get("why", "") == why
 
 
 def test_without_resamples_nothing_can_be_said() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -486,6 +487,21 @@ def test_limitations_follow_from_the_facts(full: Summary, tmp_path: Path) -> Non
     for wanted in ("Fewer than 100 evaluated", "one seed", "too low on average", "longer records", "one dataset"):
         assert wanted in said
     assert "simulated" not in said
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_strategies_stand_beside_their_controls_among_the_differences(study: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(study, tmp_path / "s")
+    data = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    pair = {"model": "full", "against": "from-scratch", "metric": "uno_c", "value": 0.04, "low": 0.01, "high": 0.07}
+    why = {"word": "underpowered", "why": "ibs_worse", "low90": 0.02, "high90": 0.06}
+    data["differences"].append(pair | why)
+    (folder / "comparison.json").write_text(json.dumps(data), encoding="utf-8")
+    html, _ = page_of(folder)
+    assert "full from-scratch +0.040 (+0.010 to +0.070) excluded, better underpowered but IBS is worse" in section(
+        html, 'table="differences"'
+    )
+    assert "Pretraining helps: full" in html
 
 
 def test_small_subgroups_are_neither_counted_nor_scored(html: str) -> None:

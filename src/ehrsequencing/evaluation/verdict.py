@@ -17,19 +17,24 @@ COMPARED = ("uno_c", "ibs", "antolini_c")
 """Metrics of a table of differences."""
 
 Word = Literal["climb", "stay", "underpowered"]
+Why = Literal["", "c_undecided", "ibs_undecided", "ibs_worse", "ibs_missing", "ibs_better"]
+"""Why the word is underpowered: C decides nothing; or it does, and IBS decides nothing, is clearly worse (for climb),
+does not exist, or is clearly better (for stay)."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The word, the difference in Uno's C (dearer − cheaper) and the relative IBS gain, with one-sided 95% bounds.
 
-    ``gain_ibs`` is None where a model has no IBS; ``reason`` then says why, and what C alone would say.
+    ``gain_ibs`` is None where a model has no IBS; ``reason`` then says why, and what C alone would say. ``why`` is
+    empty unless the word is underpowered.
     """
 
     word: Word
     gain_c: Interval
     gain_ibs: Interval | None
     reason: str = ""
+    why: Why = ""
 
     def __str__(self) -> str:
         c, ibs = self.gain_c, self.gain_ibs
@@ -48,11 +53,26 @@ def judge(cheaper: Scores, dearer: Scores) -> Verdict:
     for scores in (cheaper, dearer):
         if "ibs" not in scores.figures:
             why = scores.not_computed.get("ibs", "it was not asked for")
-            return Verdict("underpowered", gain_c, None, f"no IBS: {why}; by C alone: {_by_c(gain_c)}")
+            reason = f"no IBS: {why}; by C alone: {_by_c(gain_c)}"
+            return Verdict("underpowered", gain_c, None, reason, "ibs_missing")
     before, after = cheaper.figures["ibs"], dearer.figures["ibs"]
     gain_ibs = Interval.of((before - after) / np.where(before > 0, before, np.nan), TWO_SIDED)
-    word = _by_c(gain_c)
-    return Verdict(word if _ibs_agrees(word, gain_ibs) else "underpowered", gain_c, gain_ibs)
+    by_c = _by_c(gain_c)
+    why = _why(by_c, gain_ibs)
+    return Verdict("underpowered" if why else by_c, gain_c, gain_ibs, why=why)
+
+
+def _why(by_c: Word, gain: Interval) -> Why:
+    """Why neither C nor, given what C says, the relative IBS gain decides; empty where they do."""
+    if by_c == "underpowered":
+        return "c_undecided"
+    if _ibs_agrees(by_c, gain):
+        return ""
+    if gain.low is None or gain.high is None:
+        return "ibs_undecided"
+    if by_c == "climb":
+        return "ibs_worse" if gain.high < 0 else "ibs_undecided"
+    return "ibs_better" if gain.low > 0 else "ibs_undecided"
 
 
 def _ibs_agrees(word: Word, gain: Interval) -> bool:
@@ -89,7 +109,8 @@ class Difference:
     verdict: Verdict
 
     def to_json(self) -> list[dict[str, Any]]:
-        """One entry a metric; that of Uno's C carries the ``word``, and every one ``low90`` and ``high90``."""
+        """One entry a metric; that of Uno's C carries the ``word`` and, where that is underpowered, ``why``; every one
+        has ``low90`` and ``high90``."""
         entries: list[dict[str, Any]] = []
         for metric, difference in self.differences.items():
             bound = self.bounds[metric]
@@ -100,7 +121,8 @@ class Difference:
         return entries
 
     def _reason(self) -> dict[str, str]:
-        return {"reason": self.verdict.reason} if self.verdict.reason else {}
+        said = {"why": self.verdict.why, "reason": self.verdict.reason}
+        return {key: text for key, text in said.items() if text}
 
 
 def difference_table(scores: Mapping[str, Scores], against: str) -> list[Difference]:

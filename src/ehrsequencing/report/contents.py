@@ -76,7 +76,8 @@ class Difference:
     """A paired difference ``model`` minus ``against`` on the same patients, by metric.
 
     ``word`` is the rule's (climb, stay, underpowered) on Uno C, ``one_sided`` that difference with the two one-sided
-    95% bounds it was said on; empty and NaN where the pair was not judged.
+    95% bounds it was said on, ``why`` the reason code of underpowered (``evaluation.verdict.Why``); empty and NaN where
+    the pair was not judged, or is of an older file.
     """
 
     model: str
@@ -84,6 +85,7 @@ class Difference:
     metrics: Mapping[str, Interval]
     word: str = ""
     one_sided: Interval = Interval(math.nan)
+    why: str = ""
 
     @property
     def uno_c(self) -> Interval:

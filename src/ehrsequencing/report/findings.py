@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ehrsequencing.cohort.attrition import cell
-from ehrsequencing.cohort.words import in_days
+from ehrsequencing.report.calibrated import calibration_finding
 from ehrsequencing.report.contents import Difference, Interval, Row
 from ehrsequencing.report.suppression import events_cell
-from ehrsequencing.report.verdicts import contest_of, estimated, named, signed, verdict
+from ehrsequencing.report.verdicts import contest_of, estimated, named, paired, signed, verdict
 
 WIDE_INTERVAL = 0.1
 """An interval of Uno C wider than this is said to tell little."""
@@ -24,7 +23,11 @@ NOTHING = Interval(math.nan)
 def best_of(
     rows: Sequence[Row], kind: str | None = None, *, metric: str = "uno_c", blend: bool | None = None
 ) -> Row | None:
-    """The row with the best ``metric`` (highest; for ibs lowest), of any kind but the oracle unless asked for."""
+    """The row with the best ``metric`` (highest; for ibs lowest), of any kind but the oracle unless asked for.
+
+    Of equal rows the simplest. A blend in which the transformer has no weight is credited with nothing, unless ``kind``
+    has no other row.
+    """
     sign = -1.0 if metric == "ibs" else 1.0
     pool = [
         row
@@ -33,7 +36,16 @@ def best_of(
         and (blend is None or row.blend == blend)
         and math.isfinite(row.metrics.get(metric, NOTHING).value)
     ]
-    return max(pool, key=lambda row: sign * row.metrics[metric].value, default=None)
+    return max(
+        [row for row in pool if not weightless(row)] or (pool if kind else []),
+        key=lambda row: (round(sign * row.metrics[metric].value, 12), row.kind == "baseline", not row.blend),
+        default=None,
+    )
+
+
+def weightless(row: Row) -> bool:
+    """A blend that leaves the transformer out: the wide model under another name."""
+    return row.blend and row.alpha == 0
 
 
 def pair_of(rows: Sequence[Row], differences: Sequence[Difference]) -> tuple[Row | None, Row | None]:
@@ -49,21 +61,21 @@ def pair_of(rows: Sequence[Row], differences: Sequence[Difference]) -> tuple[Row
 
 
 def headline(
-    rows: Sequence[Row], differences: Sequence[Difference], horizon: float | None = None
+    rows: Sequence[Row], differences: Sequence[Difference], horizons: Sequence[float] = ()
 ) -> tuple[str, list[str]]:
     """The first line (a simple model that wins or suffices is named first) and the findings after it."""
     row, rival = pair_of(rows, differences)
     if row is None:
         return "No model could be scored.", []
     if rival is None:
-        return _alone(row), [text for text in (calibration_finding(row, horizon), _ibs_alone(row)) if text]
+        return _alone(row), [text for text in (calibration_finding(row, horizons), _ibs_alone(row)) if text]
     contest = contest_of(row, rival, differences)
     more = [
-        _weightless_finding(row),
+        _weightless_finding(rows),
         _blend_finding(rows, differences, row, rival),
-        _control_finding(rows),
-        calibration_finding(rival if contest.worse else row, horizon),
-        _ibs_finding(rows),
+        _control_finding(rows, differences),
+        calibration_finding(rival if contest.worse else row, horizons),
+        _ibs_finding(rows, differences),
         _oracle_finding(rows),
     ]
     return verdict(contest), [sentence for sentence in more if sentence]
@@ -91,49 +103,14 @@ def _ibs_alone(row: Row) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """When a sentence on calibration is said, by the observed / expected ratio and the slope, and the sentence."""
-
-    holds: Callable[[Interval, Interval], bool]
-    sentence: str
-
-
-AGREEMENTS: tuple[Agreement, ...] = (
-    Agreement(lambda oe, slope: math.isnan(oe.low), ""),
-    Agreement(lambda oe, slope: oe.low > 1, "The risks of {model} at {horizon} are too low on average: {oe}{slope}."),
-    Agreement(lambda oe, slope: oe.high < 1, "The risks of {model} at {horizon} are too high on average: {oe}{slope}."),
-    Agreement(
-        lambda oe, slope: slope.high < 1,
-        "The risks of {model} at {horizon} are right on average but too extreme: {oe}{slope}.",
-    ),
-    Agreement(
-        lambda oe, slope: slope.low > 1,
-        "The risks of {model} at {horizon} are right on average but not spread enough: {oe}{slope}.",
-    ),
-    Agreement(
-        lambda oe, slope: True, "The risks of {model} at {horizon} agree with what was observed: {oe}{slope}."
-    ),
-)  # fmt: skip
-"""The first that holds is said; limits that are not there hold nothing."""
-
-
-def calibration_finding(row: Row, horizon: float | None) -> str:
-    """Whether a model's risks at the horizon can be believed; nothing where it was not measured."""
-    if horizon is None:
+def _weightless_finding(rows: Sequence[Row]) -> str:
+    names = [row.model for row in rows if weightless(row)]
+    if not names:
         return ""
-    oe, slope = (row.metrics.get(f"{name}@{horizon:.10g}", NOTHING) for name in ("oe", "slope"))
-    sentence = next(each.sentence for each in AGREEMENTS if each.holds(oe, slope))
-    sloped = "" if math.isnan(slope.value) else f", calibration slope {estimated(slope, 2)}"
-    ratio = f"observed / expected {estimated(oe, 2)}"
-    return sentence.format(model=named(row), horizon=in_days(horizon), oe=ratio, slope=sloped)
-
-
-def _weightless_finding(row: Row) -> str:
-    """A blend that leaves the transformer out is the wide model under another name."""
-    if not row.blend or row.alpha is None or row.alpha > 0:
-        return ""
-    return f"In the blend {row.model} the transformer has no weight (α 0): it is the wide model by another name."
+    if len(names) == 1:
+        return f"In the blend {names[0]} the transformer has no weight (α 0): it is the wide model by another name."
+    listed = f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"In the blends {listed} the transformer has no weight (α 0): they are the wide model by other names."
 
 
 def _blend_finding(rows: Sequence[Row], differences: Sequence[Difference], row: Row, simple: Row) -> str:
@@ -151,7 +128,29 @@ def _blend_finding(rows: Sequence[Row], differences: Sequence[Difference], row: 
     )
 
 
-def _control_finding(rows: Sequence[Row]) -> str:
+def _control_finding(rows: Sequence[Row], differences: Sequence[Difference]) -> str:
+    """Whether pretraining contributed: by the paired differences of strategies and their controls, where there are."""
+    of_kind = {row.model: row for row in rows if not row.blend and row.kind in ("strategy", "control")}
+    pairs = [
+        (of_kind[d.model], of_kind[d.against], d.uno_c)
+        for d in differences
+        if d.model in of_kind and d.against in of_kind and not math.isnan(d.uno_c.low)
+    ]
+    pairs = [
+        (row, control, gain) for row, control, gain in pairs if (row.kind, control.kind) == ("strategy", "control")
+    ]
+    if not pairs:
+        return _control_unpaired(rows)
+    said = {True: "Pretraining helps: ", False: "Pretraining is not shown to help: "}
+    return " ".join(
+        opening + "; ".join(f"{scored(row)} against {scored(control)} for the control, difference {signed(gain)}"
+                            for row, control, gain in pairs if (gain.low > 0) == helps) + "."
+        for helps, opening in said.items()
+        if any((gain.low > 0) == helps for _, _, gain in pairs)
+    )  # fmt: skip
+
+
+def _control_unpaired(rows: Sequence[Row]) -> str:
     control, alone = best_of(rows, "control"), best_of(rows, "strategy", blend=False)
     if control is None or alone is None or control.uno_c.value < alone.uno_c.value:
         return ""
@@ -161,13 +160,23 @@ def _control_finding(rows: Sequence[Row]) -> str:
     )
 
 
-def _ibs_finding(rows: Sequence[Row]) -> str:
+def _ibs_finding(rows: Sequence[Row], differences: Sequence[Difference]) -> str:
+    """The row with the lowest IBS where another has the highest C: the best only if the paired interval says so."""
     by_ibs, by_c = best_of(rows, metric="ibs"), best_of(rows)
     if by_ibs is None or by_c is None or by_ibs.model == by_c.model or "ibs" not in by_c.metrics:
         return ""
+    figures = f"{by_ibs.metrics['ibs'].value:.4f} against {by_c.metrics['ibs'].value:.4f} for {by_c.model}"
+    opening, found = (
+        "By the integrated Brier score, which also sees calibration,",
+        paired(by_ibs, by_c, differences, "ibs"),
+    )
+    if found is None:
+        return f"{opening} {by_ibs.model} is lowest: {figures} (lower is better; no paired interval was computed)."
+    if found.high < 0:
+        return f"{opening} {by_ibs.model} is best: {figures}, difference {signed(found, 4)} (lower is better)."
     return (
-        f"By the integrated Brier score, which also sees calibration, {by_ibs.model} is best: "
-        f"{by_ibs.metrics['ibs'].value:.4f} against {by_c.metrics['ibs'].value:.4f} for {by_c.model} (lower is better)."
+        f"{opening} {by_ibs.model} has the lowest, {figures}, but is not distinguishable from it: difference "
+        f"{signed(found, 4)}."
     )
 
 
@@ -208,8 +217,8 @@ def power(
             f"{widest.uno_c.width:.2f} wide."
         )
     found = contest_of(row, rival, differences).difference if row and rival else None
-    if found is not None and math.isfinite(found.width):
-        said.append(_detectable(found))
+    if row and rival and found is not None and found.width > 0:
+        said.append(_detectable(found, f"{row.model} and {rival.model}"))
     return [*said, *_precision(sample_size or {})]
 
 
@@ -225,9 +234,13 @@ def _precision(sample_size: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _detectable(difference: Interval) -> str:
-    size = f"true differences in Uno C smaller than about {difference.width * POWER_FACTOR:.2f}"
-    missed = f"With data of this size {size} would go unnoticed more than one time in five"
+def _detectable(difference: Interval, pair: str) -> str:
+    size = difference.width * POWER_FACTOR
+    said = f"{size:.{max(2, math.ceil(-math.log10(size)))}f}"
+    missed = (
+        f"With data of this size a true difference in Uno C between {pair} smaller than about {said} would go "
+        "unnoticed more than one time in five"
+    )
     if difference.low > 0 or difference.high < 0:
         return f"{missed}; the one found wants confirming on other patients."
     return f"{missed}: read the order of the models below as undecided, not as proof that they are equal."

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ehrsequencing.report.contents import Interval
-from ehrsequencing.report.numbers import number, percent
+from ehrsequencing.report.numbers import number, percent, plus
 
 
 def estimate(interval: Interval | None, digits: int = 3) -> str:
@@ -33,11 +33,11 @@ def limits(interval: Interval | None, digits: int = 3) -> str:
 def signed(interval: Interval | None, digits: int = 3) -> str:
     """
     >>> signed(Interval(-0.0213, -0.05, 0.0)), signed(Interval(0.2)), signed(None)
-    ('−0.021 (−0.050 to +0.000)', '+0.200', '–')
+    ('−0.021 (−0.050 to 0.000)', '+0.200', '–')
     """
     if interval is None or math.isnan(interval.value):
         return "–"
-    value, low, high = (f"{x:+.{digits}f}".replace("-", "−") for x in (interval.value, interval.low, interval.high))
+    value, low, high = (plus(x, digits) for x in (interval.value, interval.low, interval.high))
     return value if math.isnan(interval.low) else f"{value} ({low} to {high})"
 
 
@@ -87,7 +87,7 @@ def points(value: float) -> str:
     >>> points(-0.0123)
     '−1.23'
     """
-    return f"{100 * value:+.2f}".replace("-", "−")
+    return plus(100 * value, 2)
 
 
 def within(share: float) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ehrsequencing.report.contents import Interval, Row, Summary
-from ehrsequencing.report.findings import AGREEMENTS, MIN_EVALUATED_EVENTS, best_of, calibration_finding
+from ehrsequencing.report.calibrated import calibration_off
+from ehrsequencing.report.contents import Row, Summary
+from ehrsequencing.report.findings import MIN_EVALUATED_EVENTS, best_of
 
 MARKED_SHARE = 0.05
 """A share of events or patients above which it is a limitation that they are read less well."""
-NOTHING = Interval(math.nan)
 
 
 @dataclass(frozen=True)
@@ -118,11 +117,6 @@ def limitations(facts: Facts) -> tuple[str, ...]:
 
 
 def _calibration(summary: Summary) -> str:
-    """What is off in the calibration of the best model; nothing where it agrees or was not measured."""
+    """What is off in the calibration of the best model, at the horizon at which it is worst; else nothing."""
     row: Row | None = best_of(summary.rows)
-    if row is None:
-        return ""
-    found = (row.metrics.get(f"{name}@{summary.horizon:.10g}", NOTHING) for name in ("oe", "slope"))
-    oe, slope = found
-    number = next(k for k, each in enumerate(AGREEMENTS) if each.holds(oe, slope))
-    return calibration_finding(row, summary.horizon) if 0 < number < len(AGREEMENTS) - 1 else ""
+    return "" if row is None else calibration_off(row, summary.horizons)

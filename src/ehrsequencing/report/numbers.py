@@ -27,10 +27,22 @@ class Numbers:
 
 def number(value: float, digits: int = 3) -> str:
     """
-    >>> number(-0.1234), number(float("nan"))
-    ('−0.123', '–')
+    >>> number(-0.1234), number(-0.0004), number(float("nan"))
+    ('−0.123', '0.000', '–')
     """
-    return NONE if not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+    return NONE if not math.isfinite(value) else f"{value:z.{digits}f}".replace("-", "−")
+
+
+def plus(value: float, digits: int = 3) -> str:
+    """With its sign, which what rounds to zero has none of.
+
+    >>> plus(-0.1234), plus(0.2), plus(-0.0004), plus(0.0004)
+    ('−0.123', '+0.200', '0.000', '0.000')
+    """
+    if not math.isfinite(value):
+        return NONE
+    said = f"{value:+z.{digits}f}".replace("-", "−")
+    return said[1:] if not float(said.replace("−", "-")) else said
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -38,7 +50,7 @@ def percent(value: float, digits: int = 1) -> str:
     >>> percent(0.1234), percent(float("nan"))
     ('12.3%', '–')
     """
-    return NONE if not math.isfinite(value) else f"{100 * value:.{digits}f}%".replace("-", "−")
+    return NONE if not math.isfinite(value) else f"{100 * value:z.{digits}f}%".replace("-", "−")
 
 
 def of_forest(rows: Sequence[Row]) -> Numbers:

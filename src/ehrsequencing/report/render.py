@@ -23,6 +23,7 @@ from ehrsequencing.report.inputs import Inputs, read_inputs
 from ehrsequencing.report.measures import cause_columns, meanings, others, tables
 from ehrsequencing.report.summary import summarise, summarise_folder
 from ehrsequencing.report.tripod import answers, tally
+from ehrsequencing.report.verdicts import REASONS
 
 REPORT = "report.html"
 KIND_NAMES = {
@@ -107,6 +108,7 @@ def render(summary: Summary) -> str:
         checked=[(row.model, row.checks["d_calibration"]) for row in summary.rows if "d_calibration" in row.checks],
         with_ibs=any("ibs" in difference.metrics for difference in summary.differences),
         with_words=any(difference.word for difference in summary.differences),
+        reasons=REASONS,
         with_train_c=any(np.isfinite(run.train_c).any() for run in summary.runs),
         with_costs=any(row.trainable is not None or row.seconds is not None for row in summary.rows),
         kinds={row.kind for row in summary.rows},

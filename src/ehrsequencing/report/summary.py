@@ -63,7 +63,7 @@ def summarise(inputs: Inputs) -> Summary:
     data, study = scrub(inputs.comparison, inputs.folder), scrub(inputs.study, inputs.folder)
     rows, differences = _rows(data["rows"]), _differences(data.get("differences", []))
     horizons = tuple(float(day) for day in data.get("horizons") or [data["tau"]])
-    first_line, findings = headline(rows, differences, max(horizons))
+    first_line, findings = headline(rows, differences, horizons)
     rival = pair_of(rows, differences)[1]
     summary = Summary(
         study=str(data.get("study", "study")),
@@ -84,7 +84,7 @@ def summarise(inputs: Inputs) -> Summary:
         recipe=data.get("recipe", {}),
         interval=str(data.get("interval", "")),
         rows=rows,
-        differences=_shown_differences(differences, rival),
+        differences=_shown_differences(differences, rows, rival),
         against=rival.model if rival else None,
         source=source_of(inputs.cohort, study, data),
         sample_size=data.get("sample_size") or {},
@@ -217,13 +217,20 @@ def _difference(model: str, against: str, found: Mapping[str, Mapping[str, Any]]
     judged = found.get("uno_c", {})
     bounds = {"value": judged.get("value"), "low": judged.get("low90"), "high": judged.get("high90")}
     metrics = {metric: Interval.of(d) for metric, d in found.items()}
-    return Difference(model, against, metrics, str(judged.get("word") or ""), Interval.of(bounds))
+    word, why = (str(judged.get(key) or "") for key in ("word", "why"))
+    return Difference(model, against, metrics, word, Interval.of(bounds), why)
 
 
-def _shown_differences(differences: Sequence[Difference], rival: Row | None) -> tuple[Difference, ...]:
-    """Those against the row the headline is set against, largest first; all of them where there is none against it."""
+def _shown_differences(
+    differences: Sequence[Difference], rows: Sequence[Row], rival: Row | None
+) -> tuple[Difference, ...]:
+    """Those against the row the headline is set against, then those against a control, each largest first; all of them
+    where there is none against it."""
+    controls = {row.model for row in rows if row.kind == "control"}
     mine = [d for d in differences if rival is not None and d.against == rival.model]
-    return tuple(sorted(mine or differences, key=lambda d: -_finite(d.uno_c.value, -1.0)))
+    beside = [d for d in differences if mine and d.against in controls and d not in mine]
+    return tuple(each for part in (mine or differences, beside)
+                 for each in sorted(part, key=lambda d: -_finite(d.uno_c.value, -1.0)))  # fmt: skip
 
 
 def _parts(data: Mapping[str, Any], cohort: Cohort | None) -> tuple[tuple[str, str, str], ...]:
