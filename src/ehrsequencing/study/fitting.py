@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from ehrsequencing.attribution.explain import explain_rows
+from ehrsequencing.attribution.explaining import explain_rows
 from ehrsequencing.attribution.writing import JSON_FILE as ATTRIBUTIONS
 from ehrsequencing.baselines import BASELINES, Fitted
 from ehrsequencing.batches import SurvivalData, VisitData
