@@ -89,6 +89,10 @@ BRANCHES: list[tuple[str, float, list[Difference], str]] = [
      "By Uno C alone the gain is worth having: lora has 0.820 (0.790 to 0.850), wide 0.800 (0.770 to 0.830); the paired "
      "difference, +0.020 (+0.001 to +0.040), excludes zero. The rule below also asks for the integrated Brier score, which "
      "could not be computed (underpowered)."),
+    ("best of several", 0.84, against(0.04, 0.01, 0.07, "underpowered", why="family"),
+     "lora has the higher Uno C, 0.840 (0.810 to 0.870) against 0.800 (0.770 to 0.830) for wide; the paired difference, "
+     "+0.040 (+0.010 to +0.070), excludes zero. But it is the best of several models that were set against wide, and "
+     "allowing for that choice the gain is not shown (underpowered)."),
     ("wins, not called a gain", 0.84, against(0.04, 0.01, 0.07, "underpowered"),
      "lora ranks patients better than the best simple model: Uno C 0.840 (0.810 to 0.870) against 0.800 (0.770 to "
      "0.830) for wide; the paired difference, +0.040 (+0.010 to +0.070), excludes zero. The rule below, which looks at the "
@@ -121,7 +125,9 @@ def test_every_rule_has_its_sentence(name: str, value: float, differences: list[
     assert first_line(value, differences) == said
 
 
-@pytest.mark.parametrize("each", [b for b in BRANCHES if b[2] and b[2][0].why], ids=lambda b: b[0])
+@pytest.mark.parametrize(
+    "each", [b for b in BRANCHES if b[2] and b[2][0].why not in ("", "family")], ids=lambda b: b[0]
+)
 def test_a_file_without_reason_codes_is_read_by_its_bounds(each: Any) -> None:
     _, value, (difference,), said = each
     assert first_line(value, [replace(difference, why="")]) == said

@@ -28,6 +28,7 @@ REASONS = {
     "ibs_worse": "but IBS is worse",
     "ibs_better": "but IBS is better",
     "ibs_missing": "no IBS",
+    "family": "not for the best of several",
 }
 """Of underpowered, by reason code, beside the word."""
 
@@ -159,6 +160,13 @@ VERDICTS: tuple[Verdict, ...] = (
         lambda c: c.why == "ibs_missing" and not c.worse,
         "by Uno C alone {unshown}: {model} has {c}, {rival} {rival_c}; {paired} {zero}. The rule below also asks for "
         "the integrated Brier score, which could not be computed (underpowered).",
+    ),
+    Verdict(
+        "best of several",
+        lambda c: c.why == "family",
+        "{model} has the higher Uno C, {c} against {rival_c} for {rival}; {paired} {zero}. But it is the best of "
+        "several models that were set against {rival}, and allowing for that choice the gain is not shown "
+        "(underpowered).",
     ),
     Verdict(
         "wins, not called a gain",
