@@ -18,6 +18,7 @@ from lifelines import AalenJohansenFitter
 
 from ehrsequencing.cohort.attrition import suppress_attrition
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.evaluation.calibration import calibration_curve
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.report import (
     courses,
@@ -30,6 +31,7 @@ from ehrsequencing.report import (
 )
 from ehrsequencing.report.contents import Interval, Row, Run
 from ehrsequencing.report.drawing import COLORS, PALETTE, color
+from ehrsequencing.report.explained import attributions_of
 from ehrsequencing.report.gallery import FIGURES
 from ehrsequencing.report.inputs import read_runs
 from ehrsequencing.report.patients import risk_thirds
@@ -37,6 +39,7 @@ from ehrsequencing.report.summary import ABSENT
 from ehrsequencing.report.summary import summarise_folder as summarise
 from ehrsequencing.report.tripod import ITEMS, answers
 from report_study import (
+    ATTRIBUTIONS,
     ROWS,
     Fake,
     Page,
@@ -241,7 +244,8 @@ def test_few_events_leave_out_the_calibration_plot(tmp_path: Path) -> None:
     found = summarise(write_study(tmp_path / "s", Fake(n=120, event_rate=0.01, histories=False)))
     assert found.calibration == ()
     assert found.missing["calibration"].startswith("Too few patients or events")
-    assert [t.model for t in found.thirds] == ["lora", "wide"]
+    assert found.thirds == ()
+    assert found.missing["thirds"].startswith("Too few patients or events")
 
 
 def test_an_unfinished_study_is_refused(tmp_path: Path) -> None:
@@ -310,6 +314,51 @@ def test_curves_stop_where_few_are_at_risk() -> None:
 def test_a_risk_that_is_the_same_for_all_has_no_thirds() -> None:
     ones = np.ones(90)
     assert risk_thirds("m", 0, ones, ones, np.ones(90, dtype=np.int64), 10.0) is None
+
+
+def grouped(had: tuple[int, ...], size: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Risk, duration and event of groups of rising risk, each with so many outcomes by 500 of 1000 days."""
+    event = np.concatenate([np.arange(size) < k for k in had]).astype(np.int64)
+    return np.arange(event.size, dtype=np.float64), np.where(event == 1, 500.0, 1000.0), event
+
+
+@pytest.mark.parametrize(
+    ("had", "labels"),
+    [
+        ((0, 20, 40), ["lowest third", "middle third", "highest third"]),
+        ((3, 20, 40), ["lower half", "upper half"]),
+        ((20, 20, 57), ["lower half", "upper half"]),
+        ((3, 3, 40), None),
+    ],
+)
+def test_groups_of_risk_give_no_small_count_away(had: tuple[int, ...], labels: list[str] | None) -> None:
+    found = risk_thirds("m", 0, *grouped(had), 1000.0)
+    assert (found and [curve.label for curve in found.curves]) == labels
+
+
+def test_numbers_at_risk_do_not_differ_by_a_few() -> None:
+    risk, duration, event = grouped((20, 20, 20))
+    duration[:60:9] = 100.0  # seven leave early
+    found = risk_thirds("m", 0, risk, duration, event, 1000.0)
+    assert found is not None
+    assert found.curves[0].at_risk[:3] == ("60", "–", "–")
+    for curve in found.curves:
+        shown = [int(text) for text in curve.at_risk if text.isdigit()]
+        assert all(a == b or a - b >= 10 for a, b in itertools.pairwise(shown))
+
+
+@pytest.mark.parametrize(
+    ("had", "sizes"),
+    [
+        ((3, 4, 5, 30, 57, 58), [180, 180]),
+        ((20, 30, 40, 10, 20, 50), [60] * 6),
+        ((3, 3, 3, 3, 3, 3), [360]),
+    ],
+)
+def test_calibration_groups_have_outcomes_enough_to_hide_each(had: tuple[int, ...], sizes: list[int]) -> None:
+    risk, duration, event = grouped(had)
+    free = 1.0 - (risk // 60) / 10
+    assert calibration_curve(duration, event, free, 999.0, groups=6, fewest=10).n.tolist() == sizes
 
 
 def test_thirds_separate_the_truth(full: Summary) -> None:
@@ -517,6 +566,14 @@ def test_codes_of_few_patients_are_not_named(html: str) -> None:
     assert "Heart failure 88 +6.10 +6.30" in section(html, 'table="codes"')
     assert "Patient 1: risk 62.0%, against 20.0%" in section(html, 'table="explained"')
     assert "all other visits +2.00" in section(html, 'table="explained"')
+
+
+@pytest.mark.parametrize(("n", "shown"), [(88, "88"), (90, None), (None, None)])
+def test_codes_that_nearly_all_have_are_not_named_either(n: int | None, shown: str | None) -> None:
+    found = attributions_of(ATTRIBUTIONS | {"patients": n})
+    assert found is not None
+    assert found.patients == ("<10" if n is None else str(n))
+    assert next((code.patients for code in found.codes if "I50" in code.code), None) == shown if n else True
 
 
 def test_recalibration_is_shown_before_and_after(full: Summary) -> None:

@@ -77,9 +77,20 @@ class Attributions:
         """The code in words, where the dataset has some."""
         return OWN_WORDS.get(code, self.descriptions.get(code))
 
+    @property
+    def n_patients(self) -> int:
+        """Patients explained; of an evaluation at every visit, patients have several lines."""
+        return self.patients["subject_id"].n_unique()
+
+    def common(self) -> pl.DataFrame:
+        """``by_code`` of the codes that can be named: at least MIN_CELL of the patients have them, and all or at least
+        MIN_CELL fewer than all, so that no count under it can be had by subtraction."""
+        others = self.n_patients - pl.col("patients")
+        return self.by_code().filter(pl.col("patients") >= MIN_CELL, (others == 0) | (others >= MIN_CELL))
+
     def codes(self) -> list[dict[str, Any]]:
-        """The most influential codes, for people: those that at least MIN_CELL of the patients have."""
-        shown = self.by_code().filter(pl.col("patients") >= MIN_CELL).head(MAX_CODES)
+        """The most influential codes, for people: those of ``common``."""
+        shown = self.common().head(MAX_CODES)
         return [
             {
                 "code": row["code"],
@@ -92,14 +103,15 @@ class Attributions:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """What people may read: codes of at least MIN_CELL patients, example patients without ids and dates."""
+        """What people may read: codes that hide whose they are, example patients without ids and dates; ``patients`` is
+        None where fewer than MIN_CELL are explained."""
         from ehrsequencing.attribution.examples import examples
 
         return {
             "model": self.model,
             "seed": self.seed,
             "horizon": self.horizon,
-            "patients": len(self),
+            "patients": self.n_patients if self.n_patients >= MIN_CELL else None,
             "baseline": self.baseline,
             "completeness": self.completeness,
             "codes": self.codes(),

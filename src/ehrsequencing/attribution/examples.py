@@ -33,8 +33,7 @@ def examples(found: Attributions) -> list[dict[str, Any]]:
     """The example patients; none where under MIN_CELL are explained: too few to hide among."""
     if len(found) < MIN_CELL:
         return []
-    by_code = found.by_code()
-    common = set(by_code.filter(pl.col("patients") >= MIN_CELL)["code"])
+    common = set(found.common()["code"])
     order = found.patients.sort("risk", "subject_id")
     last = order.height - 2
     places = dict.fromkeys(int(np.clip(round(q * (order.height - 1)), 1, last)) for q in QUANTILES)

@@ -9,7 +9,6 @@ from typing import Any
 from ehrsequencing.attribution.attributions import Attributions
 from ehrsequencing.attribution.explaining import explain
 from ehrsequencing.bundle import Bundle
-from ehrsequencing.cohort.attrition import cell
 from ehrsequencing.config import MIN_CELL
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
@@ -31,8 +30,9 @@ class Explanation:
     def text(self) -> str:
         """The most influential codes, for people."""
         found = self.found
+        n = found["patients"] or f"<{MIN_CELL}"
         head = (
-            f"{cell(found['patients'])} patients explained by '{found['model']}': risk by {found['horizon']:g} days\n"
+            f"{n} patients explained by '{found['model']}': risk by {found['horizon']:g} days\n"
             f"compared with: {found['baseline']}\n"
         )
         if not found["codes"]:

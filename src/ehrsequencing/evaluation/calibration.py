@@ -44,6 +44,7 @@ def calibration_curve(
     t: float,
     *,
     groups: int = 10,
+    fewest: int = 0,
     n_boot: int = 0,
     seed: int = 0,
     level: float = LEVEL,
@@ -57,6 +58,8 @@ def calibration_curve(
             1 − CIF(t) of the outcome.
         t: days.
         groups: how many, at most.
+        fewest: neighbouring groups are merged until each has so many patients with the event by ``t``, and so many
+            without; one group is left where there are too few for two.
         n_boot: 0 for the estimate's own interval (log−log); otherwise resamples of the patients inside each group.
             A group in which nobody or everybody had the event always has the exact limit of ``KaplanMeier.interval``,
             because its resamples are all alike.
@@ -71,12 +74,26 @@ def calibration_curve(
     causes = max(int(event.max()), 1)
     cuts = np.unique(np.quantile(risk, np.arange(1, groups) / groups, method="inverted_cdf"))
     member = np.unique(np.searchsorted(cuts, risk, side="left"), return_inverse=True)[1]  # (n,)
+    member = _merged(member, (event == 1) & (duration <= t), fewest)
     rows = []
     for g in range(int(member.max()) + 1):
         own = member == g
         rows.append((risk[own].mean(), *_observed(duration[own], event[own], causes, t, n_boot, seed, level)))
     predicted, observed, low, high = np.array(rows, dtype=np.float64).T
     return CalibrationCurve(predicted, observed, low, high, np.bincount(member))
+
+
+def _merged(member: Int64[np.ndarray, " n"], had: np.ndarray, fewest: int) -> Int64[np.ndarray, " n"]:
+    """Group numbers after merging from the lowest risk up; what is left over at the end joins the last group."""
+    groups = int(member.max()) + 1
+    of_group = np.stack([np.bincount(member[who], minlength=groups) for who in (had, ~had)])  # (2, g)
+    found, number, sums = np.zeros(groups, dtype=np.int64), 0, np.zeros(2, dtype=np.int64)
+    for g in range(groups):
+        found[g] = number
+        sums = sums + of_group[:, g]
+        if (sums >= fewest).all():
+            number, sums = number + 1, np.zeros(2, dtype=np.int64)
+    return np.minimum(found, max(number - 1, 0))[member]
 
 
 def _observed(

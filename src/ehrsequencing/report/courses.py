@@ -43,12 +43,13 @@ def thirds(panels: Sequence[RiskThirds]) -> Markup:
             _thirds_panel(axes, panel, limits)
     described = "; ".join(f"{p.model}: " + ", ".join(f"{c.label} {c.share[-1]:.0%}" for c in p.curves) for p in panels)
     name, end = ("Aalen–Johansen", "With the outcome") if competing else ("Kaplan–Meier", "Event-free")
-    return inline(figure, "thirds", f"{name} by third of predicted risk", f"{end} at the end: {described}.")
+    return inline(figure, "thirds", f"{name} by group of predicted risk", f"{end} at the end: {described}.")
 
 
 def _thirds_panel(axes: Axes, panel: RiskThirds, limits: tuple[float, float]) -> None:
     unit, size = time_unit(panel.ticks[-1])
-    for curve, tone, line in zip(panel.curves, THIRD_COLORS, THIRD_LINES, strict=True):
+    tones, lines = (each[-len(panel.curves) :] for each in (THIRD_COLORS, THIRD_LINES))
+    for curve, tone, line in zip(panel.curves, tones, lines, strict=True):
         axes.fill_between(curve.times / size, curve.low, curve.high, step="post", color=tone, alpha=0.16, linewidth=0)
         at = curve.times / size
         axes.step(at, curve.share, where="post", color=tone, linewidth=1.5, linestyle=line, label=curve.label)

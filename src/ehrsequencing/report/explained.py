@@ -19,17 +19,23 @@ def attributions_of(data: Mapping[str, Any]) -> Attributions | None:
     """The most influential codes and a few example patients' visits, the weightiest of each; None without any."""
     if not data:
         return None
-    codes = [code for code in data.get("codes", []) if int(code["patients"]) >= MIN_CELL]
+    n = int(data["patients"] or 0)  # None: under MIN_CELL
+    codes = [code for code in data.get("codes", []) if _common(int(code["patients"]), n)]
     codes.sort(key=lambda code: -float(code["mean_abs"]))
     return Attributions(
         model=str(data["model"]),
         horizon=float(data["horizon"]),
-        patients=cell(int(data["patients"])),
+        patients=cell(n) if n else f"<{MIN_CELL}",
         baseline=str(data.get("baseline", "")),
         completeness=float(data.get("completeness") or 0.0),
         codes=tuple(_code(code) for code in codes[:MOST_CODES]),
         examples=tuple(_example(each) for each in data.get("examples", [])[:MOST_EXAMPLES]),
     )
+
+
+def _common(having: int, n: int) -> bool:
+    """Whether neither who has a code nor who lacks it is a small cell."""
+    return having >= MIN_CELL and not 0 < n - having < MIN_CELL
 
 
 def _code(code: Mapping[str, Any]) -> CodeEffect:

@@ -132,7 +132,7 @@ def _some(size: int, wanted: int) -> np.ndarray:
 
 def of_thirds(panels: Sequence[RiskThirds]) -> Numbers:
     unit, size = time_unit(float(panels[0].ticks[-1]))
-    head = ("Model", "Third", unit, "share", "low", "high", "at risk")
+    head = ("Model", "Group", unit, "share", "low", "high", "at risk")
     return Numbers(head, tuple(row for panel in panels for row in _thirds(panel, size)))
 
 

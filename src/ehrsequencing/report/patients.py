@@ -24,12 +24,14 @@ from ehrsequencing.report.inputs import Inputs
 from ehrsequencing.report.series import Calibration, Incidence, RiskCurve, RiskThirds
 from ehrsequencing.timegrid import truncate
 
-MAX_CALIBRATION_GROUPS, EVENTS_PER_GROUP = 10, 5
+MAX_CALIBRATION_GROUPS = 10
 KM_POINTS = 101
 """Kaplan–Meier curves are drawn on this many equal points, so that no single event day can be read off."""
 AT_RISK_POINTS = 6
 MAX_SHOWN = 3
-THIRDS = ("lowest third", "middle third", "highest third")
+RISK_GROUPS = (("lowest third", "middle third", "highest third"), ("lower half", "upper half"))
+"""Tried in this order."""
+NOT_SHOWN = "–"
 KEYS = ["subject_id", "prediction_time"]
 
 
@@ -142,13 +144,14 @@ def calibrate(
     event: Int64[np.ndarray, " n"],
     horizon: float,
 ) -> Calibration | None:
-    """Calibration at ``horizon`` in as many groups as patients and events carry; None where that is under two."""
+    """Calibration at ``horizon`` in as many groups as patients and events carry, in each MIN_CELL with the outcome and
+    MIN_CELL without, so that no share gives a small count away; None where that is under two."""
     before = int((event[duration <= horizon] == 1).sum())
-    groups = min(MAX_CALIBRATION_GROUPS, before // EVENTS_PER_GROUP, len(duration) // (2 * MIN_CELL))
+    groups = min(MAX_CALIBRATION_GROUPS, before // MIN_CELL, len(duration) // (2 * MIN_CELL))
     if groups < 2:
         return None
     free = outcome_free_at(predictions, np.array([horizon]))[:, 0]  # (n,)
-    curve = calibration_curve(duration, event, free, horizon, groups=groups)
+    curve = calibration_curve(duration, event, free, horizon, groups=groups, fewest=MIN_CELL)
     shown = (curve.n >= MIN_CELL) & np.isfinite(curve.observed)
     if shown.sum() < 2:
         return None
@@ -164,25 +167,48 @@ def risk_thirds(
     event: Int64[np.ndarray, " n"],
     tau: float,
 ) -> RiskThirds | None:
-    """What was observed by third of predicted risk; None where a third has fewer than MIN_CELL patients (also by ties).
+    """What was observed by third of predicted risk, or by half where a third would give away a small count; None where
+    a half would, too: fewer than MIN_CELL patients (also by ties), or 1 to 9 of them with the outcome or without.
 
     Kaplan–Meier's share without the outcome; with competing events Aalen–Johansen's share with it.
     """
-    third = (risk[:, None] > np.quantile(risk, [1 / 3, 2 / 3])).sum(axis=1)  # (n,) 0, 1, 2
-    members = [third == k for k in range(3)]
-    if min(int(member.sum()) for member in members) < MIN_CELL:
-        return None
-    ticks = np.linspace(0.0, tau, AT_RISK_POINTS)
-    causes = max(int(event.max()), 1)
-    curves = [_risk_curve(THIRDS[k], duration[m], event[m], causes, tau, ticks) for k, m in enumerate(members)]
-    return RiskThirds(model, seed, ticks, tuple(curves), competing=causes > 1)
+    ticks, causes = np.linspace(0.0, tau, AT_RISK_POINTS), max(int(event.max()), 1)
+    for labels in RISK_GROUPS:
+        cuts = np.quantile(risk, np.arange(1, len(labels)) / len(labels))
+        group = (risk[:, None] > cuts).sum(axis=1)  # (n,)
+        members = [group == k for k in range(len(labels))]
+        if all(_tells_nothing(event[m]) for m in members):
+            curves = [_risk_curve(label, duration[m], event[m], causes, tau, ticks)
+                      for label, m in zip(labels, members, strict=True)]  # fmt: skip
+            return RiskThirds(model, seed, ticks, tuple(curves), competing=causes > 1)
+    return None
+
+
+def _tells_nothing(event: Int64[np.ndarray, " n"]) -> bool:
+    """Whether a group's size and its share with the outcome give away no count under MIN_CELL."""
+    had = int((event == 1).sum())
+    return event.size >= MIN_CELL and not 0 < had < MIN_CELL and not 0 < event.size - had < MIN_CELL
+
+
+def _at_risk(duration: Float64[np.ndarray, " n"], ticks: Float64[np.ndarray, " k"]) -> tuple[str, ...]:
+    """Patients at risk at each tick, for people: not shown where the difference to the one shown before is small.
+
+    >>> _at_risk(np.array([5.0] * 4 + [15.0] * 20 + [35.0] * 12), np.array([0.0, 10.0, 20.0, 30.0, 40.0]))
+    ('36', '–', '12', '12', '0')
+    """
+    shown, last = [], 0
+    for count in (int((duration >= tick).sum()) for tick in ticks):
+        close = bool(shown) and 0 < last - count < MIN_CELL
+        shown.append(NOT_SHOWN if close and count >= MIN_CELL else cell(count))
+        last = last if close or 0 < count < MIN_CELL else count
+    return tuple(shown)
 
 
 def _risk_curve(
     label: str, duration: np.ndarray, event: np.ndarray, causes: int, tau: float, ticks: np.ndarray
 ) -> RiskCurve:
     times = _shown_times(duration, tau)
-    at_risk = tuple(cell(int((duration >= tick).sum())) for tick in ticks)
+    at_risk = _at_risk(duration, ticks)
     if causes == 1:
         curve = KaplanMeier.fit(duration, event)
         return RiskCurve(label, times, curve.at(times), *curve.interval(times), at_risk)

@@ -75,7 +75,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class RiskCurve:
-    """What was observed of one third of the patients, as far as MIN_CELL are at risk; ``at_risk`` is for people.
+    """What was observed of a third or half of the patients, as far as MIN_CELL are at risk; ``at_risk`` is for people.
 
     ``share`` is Kaplan–Meier's of those without the outcome or, with competing events, Aalen–Johansen's of those with.
     """
@@ -90,7 +90,7 @@ class RiskCurve:
 
 @dataclass(frozen=True)
 class RiskThirds:
-    """The three curves of one model and the times (days) at which the numbers at risk stand."""
+    """The curves of one model, by third of risk or by half, and the times (days) at which the numbers at risk stand."""
 
     model: str
     seed: int
