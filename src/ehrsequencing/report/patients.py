@@ -196,7 +196,8 @@ def _at_risk(duration: Float64[np.ndarray, " n"], ticks: Float64[np.ndarray, " k
     >>> _at_risk(np.array([5.0] * 4 + [15.0] * 20 + [35.0] * 12), np.array([0.0, 10.0, 20.0, 30.0, 40.0]))
     ('36', '–', '12', '12', '0')
     """
-    shown, last = [], 0
+    shown: list[str] = []
+    last = 0
     for count in (int((duration >= tick).sum()) for tick in ticks):
         close = bool(shown) and 0 < last - count < MIN_CELL
         shown.append(NOT_SHOWN if close and count >= MIN_CELL else cell(count))
