@@ -579,7 +579,29 @@ def test_codes_that_nearly_all_have_are_not_named_either(n: int | None, shown: s
 def test_recalibration_is_shown_before_and_after(full: Summary) -> None:
     (found,) = full.recalibrated
     assert found.model == "lora"
-    assert found.before["slope"] < found.after["slope"]
+    before, after = found.before["slope"], found.after["slope"]
+    assert before.low < before.value < before.high < after.high
+    assert set(found.after) == {"slope", "intercept", "observed / expected"}
+
+
+def test_decision_curves_have_the_interval_of_their_gain(study: Path) -> None:
+    for panel in summarise(study).decisions:
+        for model, line in panel.models.items():
+            gain, low, high = panel.gains[model]
+            known = np.isfinite(gain)
+            np.testing.assert_allclose(gain[known], (line - np.maximum(panel.treat_all, 0))[known])
+            assert np.all((low <= gain) & (gain <= high) | ~known)
+            assert np.any(high > low)
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_out_of_fold_no_patients_are_compared_across_folds(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "s", Fake(n=300, folds=5, histories=False, extras=False))
+    found = summarise(folder)
+    assert [panel.measure for panel in found.over_time] == ["brier"]
+    assert found.thirds == ()
+    assert "not on one scale" in found.missing["thirds"]
+    assert "AUC over time: not drawn out of fold" in page_of(folder)[1].text
 
 
 def test_years_hide_whose_they_are(full: Summary) -> None:

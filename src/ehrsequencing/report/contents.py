@@ -17,7 +17,6 @@ from ehrsequencing.report.series import (
     Examples,
     Incidence,
     OverTime,
-    Recalibrated,
     RiskThirds,
     Trajectory,
 )
@@ -90,6 +89,16 @@ class Difference:
     @property
     def uno_c(self) -> Interval:
         return self.metrics.get("uno_c", Interval(math.nan))
+
+
+@dataclass(frozen=True)
+class Recalibrated:
+    """A model's agreement at the horizon as trained and as recalibrated on the tuning patients, by name."""
+
+    model: str
+    horizon: float
+    before: Mapping[str, Interval]
+    after: Mapping[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -225,6 +234,11 @@ class Summary:
     tokens: Mapping[str, Any] = field(default_factory=dict)
     provenance: tuple[tuple[str, str], ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the predictions are of several models, one a fold."""
+        return self.split == "out_of_fold" or self.folds is not None
 
     @property
     def competing(self) -> bool:

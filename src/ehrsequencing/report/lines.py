@@ -66,6 +66,9 @@ def _decision_panel(axes: Axes, panel: Decision) -> None:
     axes.axhline(0, color=INK, linewidth=0.8, label="treat none")
     for (model, values), dashes in zip(panel.models.items(), DASHES, strict=False):
         axes.plot(panel.thresholds, values, color=color(model), linestyle=dashes, linewidth=1.5, label=model)
+        if model in panel.gains:
+            low, high = np.maximum(panel.treat_all, 0.0) + panel.gains[model][1:]
+            axes.fill_between(panel.thresholds, low, high, color=color(model), alpha=0.12, linewidth=0)
     finite = np.concatenate([panel.treat_all, *panel.models.values()])
     top = max(float(np.nanmax(finite, initial=0.0)), 1e-3)
     axes.set_ylim(LOWEST_SHOWN * top, 1.08 * top)

@@ -11,23 +11,29 @@ from jaxtyping import Float64
 from ehrsequencing.config import MIN_CELL
 from ehrsequencing.evaluation.calibration import calibration_summary
 from ehrsequencing.evaluation.compare import outcome_free_at
-from ehrsequencing.evaluation.decision import default_thresholds, net_benefit
+from ehrsequencing.evaluation.decision import NetBenefit, default_thresholds, net_benefit
 from ehrsequencing.evaluation.metrics import brier_terms
+from ehrsequencing.evaluation.resampling import resample_counts
 from ehrsequencing.evaluation.roc import auc_over_time
 from ehrsequencing.evaluation.smooth import smooth_calibration
 from ehrsequencing.nonparametric import AalenJohansen, KaplanMeier
 from ehrsequencing.predictions import Predictions
+from ehrsequencing.report.contents import Interval, Recalibrated
 from ehrsequencing.report.patients import Learned, Shown, calibrate
-from ehrsequencing.report.series import Calibration, Decision, Examples, OverTime, Recalibrated, Smooth
+from ehrsequencing.report.series import Calibration, Decision, Examples, OverTime, Smooth
 
 TIME_POINTS, CURVE_POINTS, THRESHOLDS, RESAMPLES = 20, 51, 50, 200
 EXAMPLE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-AGREEMENT = ("slope", "intercept", "observed / expected")
+AGREEMENT = {"slope": "slope", "intercept": "intercept", "oe": "observed / expected"}
 
 
-def over_time(models: Sequence[Shown], learned: Learned, tau: float) -> tuple[OverTime, ...]:
+def over_time(models: Sequence[Shown], learned: Learned, tau: float, *, pooled: bool = False) -> tuple[OverTime, ...]:
     """AUC and Brier score at equal times up to τ, the latter beside that of one curve for all, the training patients'
-    own; models whose curves end before τ are left out."""
+    own; models whose curves end before τ are left out.
+
+    Where predictions of several folds are ``pooled``, each of another model, their risks are not of one scale: there is
+    no AUC then, which would compare patients across folds.
+    """
     whole = [each for each in models if _reaches(each.predictions, tau)]
     if not whole:
         return ()
@@ -36,8 +42,11 @@ def over_time(models: Sequence[Shown], learned: Learned, tau: float) -> tuple[Ov
     first, causes = whole[0], max(int(learned.event.max()), 1)
     everybody = 1.0 - AalenJohansen.fit(learned.duration, learned.event, causes).at(times)[:, 0]  # (m,)
     reference = _brier(first, np.tile(everybody, (len(first.duration), 1)), times, learned.censoring)
+    errors = OverTime("brier", times, error, reference)
+    if pooled:
+        return (errors,)
     auc = {each.model: _auc(each, times, learned.censoring) for each in whole}
-    return OverTime("auc", times, auc), OverTime("brier", times, error, reference)
+    return OverTime("auc", times, auc), errors
 
 
 def _auc(each: Shown, times: np.ndarray, censoring: KaplanMeier) -> Float64[np.ndarray, " m"]:
@@ -87,11 +96,12 @@ def recalibrations(models: Sequence[Shown], horizon: float, censoring: KaplanMei
     )
 
 
-def _agreement(each: Shown, predictions: Predictions, t: float, censoring: KaplanMeier) -> dict[str, float]:
+def _agreement(each: Shown, predictions: Predictions, t: float, censoring: KaplanMeier) -> dict[str, Interval]:
+    """With intervals from the same resamples of patients, whatever the predictions."""
     free = outcome_free_at(predictions, np.array([t]))[:, 0]  # (n,)
-    found = calibration_summary(each.duration, each.event, free, t, censoring)
-    ratio = found.observed / found.expected if found.expected > 0 else float("nan")
-    return dict(zip(AGREEMENT, (found.slope, found.intercept, ratio), strict=True))
+    counts = resample_counts(len(each.duration), RESAMPLES, 0, each.predictions.subject_id)
+    found = calibration_summary(each.duration, each.event, free, t, censoring, counts)
+    return {said: Interval.of(found.figures[name].to_json()) for name, said in AGREEMENT.items()}
 
 
 def decisions(models: Sequence[Shown], horizons: Sequence[float], censoring: KaplanMeier) -> tuple[Decision, ...]:
@@ -104,13 +114,31 @@ def decisions(models: Sequence[Shown], horizons: Sequence[float], censoring: Kap
         free = {model: each.free_at(np.array([horizon]))[:, 0] for model, each in known.items()}
         wanted = default_thresholds(_alike(free), THRESHOLDS)
         found = {
-            model: net_benefit(each.duration, each.event, free[model], horizon, censoring, wanted)
+            model: net_benefit(
+                each.duration,
+                each.event,
+                free[model],
+                horizon,
+                censoring,
+                wanted,
+                n_boot=RESAMPLES,
+                subject_id=each.predictions.subject_id,
+            )
             for model, each in known.items()
         }
         treat_all = next(iter(found.values())).treat_all
         if any(np.isfinite(each.model).any() for each in found.values()):
-            drawn.append(Decision(horizon, wanted, {model: each.model for model, each in found.items()}, treat_all))
+            lines = {model: each.model for model, each in found.items()}
+            drawn.append(
+                Decision(horizon, wanted, lines, treat_all, {model: _gain(each) for model, each in found.items()})
+            )
     return tuple(drawn)
+
+
+def _gain(found: NetBenefit) -> Float64[np.ndarray, "3 k"]:
+    none = np.full(found.gain.size, np.nan)
+    limits = (none if each is None else each for each in (found.gain_low, found.gain_high))
+    return np.stack([found.gain, *limits])
 
 
 def _alike(free: Mapping[str, np.ndarray]) -> Float64[np.ndarray, "models n"]:

@@ -167,14 +167,16 @@ def of_trajectories(patients: Sequence[Trajectory]) -> Numbers:
 
 
 def of_decisions(panels: Sequence[Decision]) -> Numbers:
-    models = list(panels[0].models)
+    models, gaining = list(panels[0].models), list(panels[0].gains)
     rows = []
     for panel in panels:
         for k in _some(len(panel.thresholds), THRESHOLD_POINTS):
-            figures = (panel.treat_all, *panel.models.values())
-            rows.append((f"{panel.horizon:,.0f}", percent(float(panel.thresholds[k])),
-                         *(number(float(x[k]), 4) for x in figures), "0"))  # fmt: skip
-    return Numbers(("Days", "threshold", "treat all", *models, "treat none"), tuple(rows))
+            figures = (panel.treat_all, *panel.models.values(), *(x for gain in panel.gains.values() for x in gain))
+            shown = [number(float(x[k]), 4) for x in figures]
+            shown.insert(1 + len(models), "0")
+            rows.append((f"{panel.horizon:,.0f}", percent(float(panel.thresholds[k])), *shown))
+    gains = (part for model in gaining for part in (f"gain by {model}", "low", "high"))
+    return Numbers(("Days", "threshold", "treat all", *models, "treat none", *gains), tuple(rows))
 
 
 def of_examples(shown: Examples) -> Numbers:

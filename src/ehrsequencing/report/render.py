@@ -21,7 +21,7 @@ from ehrsequencing.report.formats import FORMATS
 from ehrsequencing.report.gallery import draw, subgroup_measures, subgroup_model
 from ehrsequencing.report.inputs import Inputs, read_inputs
 from ehrsequencing.report.measures import cause_columns, meanings, others, tables
-from ehrsequencing.report.summary import summarise, summarise_folder
+from ehrsequencing.report.summary import POOLED, summarise, summarise_folder
 from ehrsequencing.report.tripod import answers, tally
 from ehrsequencing.report.verdicts import REASONS
 
@@ -109,6 +109,7 @@ def render(summary: Summary) -> str:
         with_ibs=any("ibs" in difference.metrics for difference in summary.differences),
         with_words=any(difference.word for difference in summary.differences),
         reasons=REASONS,
+        pooled=POOLED,
         with_train_c=any(np.isfinite(run.train_c).any() for run in summary.runs),
         with_costs=any(row.trainable is not None or row.seconds is not None for row in summary.rows),
         kinds={row.kind for row in summary.rows},

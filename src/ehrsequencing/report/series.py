@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float64
@@ -34,16 +34,6 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Recalibrated:
-    """A model's agreement at the horizon as trained and as recalibrated on the tuning patients, by name."""
-
-    model: str
-    horizon: float
-    before: Mapping[str, float]
-    after: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class OverTime:
     """A figure of every shown model at equal times up to τ; ``reference`` is what a curve for all reaches."""
 
@@ -55,12 +45,16 @@ class OverTime:
 
 @dataclass(frozen=True)
 class Decision:
-    """Net benefit at each threshold of risk by the horizon: of every shown model, of treating all, of treating none."""
+    """Net benefit at each threshold of risk by the horizon: of every shown model, of treating all, of treating none.
+
+    ``gains`` are each model's value, low and high of what it gains over the better of treating all and treating none.
+    """
 
     horizon: float
     thresholds: Float64[np.ndarray, " k"]
     models: Mapping[str, Float64[np.ndarray, " k"]]
     treat_all: Float64[np.ndarray, " k"]
+    gains: Mapping[str, Float64[np.ndarray, "3 k"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ from ehrsequencing.report.suppression import events_cell, scrub, token_facts
 NO_COHORT = "The cohort was not kept beside this report."
 NO_PREDICTIONS = "No predictions were kept."
 TOO_FEW = "Too few patients or events for groups that could be shown."
+POOLED = (
+    "Not drawn out of fold: each fold has a model of its own, whose risks are not on one scale, and grouping or "
+    "comparing patients across folds would mix them up."
+)
 ABSENT = {
     "training": "No model was trained epoch by epoch here, or no history was kept.",
     "attrition": "No attrition table was kept.",
@@ -111,12 +115,12 @@ def _with_curves(summary: Summary, inputs: Inputs) -> Summary:
     thirds = (
         risk_thirds(each.model, each.seed, each.predictions.risk, each.duration, each.event, summary.tau)
         for each in shown
-        if not each.row.blend
+        if not each.row.blend and not summary.pooled
     )
     causes = inputs.cohort.task.causes if inputs.cohort else ()
     return replace(
         summary,
-        over_time=measured.over_time(shown, learned, summary.tau),
+        over_time=measured.over_time(shown, learned, summary.tau, pooled=summary.pooled),
         calibration=measured.calibrations(shown, summary.horizons, learned.censoring),
         recalibrated=measured.recalibrations(shown, summary.horizon, learned.censoring),
         decisions=measured.decisions(shown, summary.horizons, learned.censoring),
@@ -134,6 +138,8 @@ def _missing(summary: Summary, inputs: Inputs) -> dict[str, str]:
         reasons |= dict.fromkeys(("attrition", *OF_PREDICTIONS), NO_COHORT)
     elif not shown_files(inputs):
         reasons |= dict.fromkeys(OF_PREDICTIONS, NO_PREDICTIONS)
+    elif summary.pooled:
+        reasons["thirds"] = POOLED
     return {part: reasons[part] for part, content in absent.items() if not content}
 
 
