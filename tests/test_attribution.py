@@ -19,7 +19,7 @@ from ehrsequencing.bundle import Bundle, Encoder, Row
 from ehrsequencing.cohort import build_cohort, prediction_rows
 from ehrsequencing.config import IndexConfig, SimulateConfig, SplitConfig, TokensConfig, load_task
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.evaluation.calibration import Recalibration
+from ehrsequencing.evaluation.recalibration import Recalibration
 from ehrsequencing.features import FeatureMatrix
 from ehrsequencing.inference import predict_rows
 from ehrsequencing.models import behrt
