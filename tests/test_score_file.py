@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,3 +218,64 @@ def test_patients_are_counted_once_however_many_rows_they_have(place: tuple[Path
     seen = cohort.table.filter((pl.col("split") == "held_out") & (pl.col("duration") <= TAU))
     assert found.events["outcome"] == seen.filter(pl.col("event") == 1)["subject_id"].n_unique()
     assert found.events["outcome"] < seen.filter(pl.col("event") == 1).height
+
+
+def test_a_study_is_never_replaced_by_an_evaluation(place: tuple[Path, Predictions, Cohort], tmp_path: Path) -> None:
+    folder, _, _ = place
+    study = tmp_path / "study"
+    (study / "models").mkdir(parents=True)
+    (study / "comparison.json").write_text("{}")
+    shutil.copytree(folder / "cohort", study / "cohort")
+    for out, inside in ((study, study / "cohort"), (study / "cohort" / "report", study / "cohort"), (study, folder)):
+        given = inside if inside.name == "cohort" else folder / "cohort"
+        with pytest.raises(EhrError) as raised:
+            evaluate_file(folder / "p.parquet", given, report=out, bootstrap=0, split="held_out")
+        assert raised.value.code is Exit.ENVIRONMENT
+    assert (study / "models").is_dir()
+    assert (study / "cohort" / "cohort.parquet").is_file()
+
+
+def test_a_report_of_its_own_is_replaced(place: tuple[Path, Predictions, Cohort], tmp_path: Path) -> None:
+    folder, _, _ = place
+    for _ in range(2):
+        evaluate_file(folder / "p.parquet", folder / "cohort", report=tmp_path / "r", bootstrap=0, split="held_out")
+    assert (tmp_path / "r" / "report.html").is_file()
+
+
+def test_the_current_folder_is_no_output(
+    place: tuple[Path, Predictions, Cohort], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, _ = place
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EhrError, match="the folder you are in") as raised:
+        evaluate_file(folder / "p.parquet", folder / "cohort", report=Path("."), bootstrap=0, split="held_out")
+    assert raised.value.code is Exit.ENVIRONMENT
+
+
+@pytest.mark.parametrize("name", ["../../../escaped", "a/b/c", "nul\0", "x" * 5_000, "  ", "\n"])
+def test_a_model_s_name_is_no_path(place: tuple[Path, Predictions, Cohort], tmp_path: Path, name: str) -> None:
+    folder, predictions, _ = place
+    replace(predictions, model=name).write(tmp_path / "named.parquet")
+    found = evaluate_file(
+        tmp_path / "named.parquet", folder / "cohort", report=tmp_path / "r", bootstrap=0, split="held_out"
+    )
+    assert 0 < len(found.model) <= 80
+    assert len(list((tmp_path / "r" / "predictions").glob("*.parquet"))) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"named.parquet", "r"}
+
+
+def test_too_few_patients_are_not_judged(place: tuple[Path, Predictions, Cohort], tmp_path: Path) -> None:
+    folder, predictions, _ = place
+    held_out = np.flatnonzero(predictions.subject_id > PATIENTS // 2)
+    predictions.take(held_out[:10]).write(tmp_path / "five.parquet")
+    with pytest.raises(EhrError, match="under 10 patients") as raised:
+        evaluate_file(tmp_path / "five.parquet", folder / "cohort", bootstrap=0, split="held_out")
+    assert raised.value.code is Exit.COHORT
+
+
+def test_training_patients_are_warned_about(place: tuple[Path, Predictions, Cohort]) -> None:
+    folder, _, _ = place
+    text = evaluate_file(folder / "p.parquet", folder / "cohort", bootstrap=0, split="train").text()
+    assert "warning: these patients are the training split" in text
+    assert "No intervals" in text
+    assert "percentile intervals" not in text

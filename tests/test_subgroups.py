@@ -68,20 +68,24 @@ def test_a_model_that_is_wrong_in_one_group_only_is_seen_there(drawn, evaluation
 def test_small_groups_are_kept_with_their_reason(drawn, evaluation) -> None:
     event = truncate(*drawn[:2], TAU)[1]
     label = np.where(SEX == "F", "F", "M").astype("<U20")
-    label[:9] = "nine patients"
     label[np.flatnonzero(event == 0)[:30]] = "without outcome"
-    label[np.flatnonzero(label == "F")[:1]] = "unknown"
+    label[np.flatnonzero(label == "F")[:9]] = "nine patients"
     [found] = score_subgroups(evaluation, {"m": predict(drawn[2])}, {"sex": label})
     told = {group["group"]: group for group in found["groups"]}
-    assert list(told) == ["F", "M", "nine patients", "without outcome", "unknown"]
+    assert list(told) == ["F", "M", "nine patients", "without outcome"]
     assert told["nine patients"]["reason"] == "fewer than 10 patients"
     assert told["without outcome"]["reason"] == "fewer than 10 outcomes"
-    assert told["unknown"] == {
-        "group": "unknown", "n": 1, "events": told["unknown"]["events"], "metrics": {},
-        "reason": "fewer than 10 patients",
-    }  # fmt: skip
+    assert told["nine patients"]["metrics"] == {}
     assert "reason" not in told["F"]
     assert sum(group["n"] for group in found["groups"]) == N
+
+
+def test_the_names_of_several_rare_groups_are_told_of_nobody(drawn, evaluation) -> None:
+    label = np.where(SEX == "F", "F", "M").astype("<U20")
+    label[:9], label[9:14] = "nine patients", "five patients"
+    [found] = score_subgroups(evaluation, {"m": predict(drawn[2])}, {"sex": label})
+    assert [(group["group"], group["n"]) for group in found["groups"]][-1] == ("other", 14)
+    assert not any("patients" in group["group"] for group in found["groups"])
 
 
 def test_a_group_that_cannot_be_compared_has_its_other_figures() -> None:

@@ -260,7 +260,7 @@ class TaskConfig(Strict):
     @classmethod
     def _columns_named(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
-            if name in ("subject_id", "prediction_time") or not re.fullmatch(r"[A-Za-z0-9_]+", name):
+            if name in ("subject_id", "prediction_time", "time", "code") or not re.fullmatch(r"[A-Za-z0-9_]+", name):
                 raise ValueError(f"subgroups cannot be named '{name}': letters, digits and _, not a key of the cohort")
         return value
 

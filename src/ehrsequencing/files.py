@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -220,10 +220,24 @@ def write_json(path: Path, data: Any) -> None:
         draft.write_text(text + "\n", encoding="utf-8")
 
 
+def refuse_around(out: Path, inputs: Iterable[Path]) -> None:
+    """EhrError (exit 14) where ``out`` is an input, or lies inside or around one: nothing that is read is replaced."""
+    place = Path(out).resolve()
+    for given in (Path(each).resolve() for each in inputs):
+        if place.is_relative_to(given) or given.is_relative_to(place):
+            where = "inside" if place.is_relative_to(given) else "around"
+            what = f"the output lies {where} what is read ({given.name})"
+            raise EhrError(what, str(out), "choose a folder of its own", code=Exit.ENVIRONMENT)
+
+
 def refuse_foreign(out: Path, marker: str) -> None:
     """EhrError (exit 14) where ``out`` exists and is neither empty nor a folder of ours."""
     if not out.exists():
         return
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise EhrError(
+            "the output is the folder you are in, or around it", str(out), "name a folder in it", code=Exit.ENVIRONMENT
+        )
     if not out.is_dir():
         raise EhrError("the output path is a file", str(out), "choose a folder", code=Exit.ENVIRONMENT)
     if any(out.iterdir()) and not (out / marker).exists():

@@ -24,6 +24,7 @@ SUM_TOLERANCE = 1e-4
 CIF = "cif_"
 """Columns of cumulative incidence: this and the cause's name."""
 COLUMNS = ("subject_id", "prediction_time", "risk", "horizon_days", "survival")
+MAX_ID = 2**63 - 1
 _FINGERPRINT, _MODEL = "ehrsequencing.cohort_fingerprint", "ehrsequencing.model"
 _FIX = "write the file as docs describe: one row a subject and prediction_time, curves at the same rising horizons"
 
@@ -212,7 +213,7 @@ class Predictions:
                 survival=curves["survival"],
                 cif={cause: curves[CIF + cause] for cause in causes},
                 cohort_fingerprint=metadata.get(_FINGERPRINT, ""),
-                model=metadata.get(_MODEL) or path.stem,
+                model=_safe_name(metadata.get(_MODEL, "")) or _safe_name(path.stem) or "predictions",
             )
         except EhrError as error:
             raise EhrError(error.what, str(path), error.fix, code=Exit.BUNDLE) from None
@@ -224,9 +225,20 @@ def _as_lists(values: Float64[np.ndarray, "n m"]) -> pl.Series:
     return pl.Series(np.ascontiguousarray(values)).arr.to_list()
 
 
+def _safe_name(given: str) -> str:
+    """A model's name as a file gives it, fit to name a file by: no path, no control characters, at most 80 letters.
+
+    >>> _safe_name("../../etc/x"), _safe_name("lora+wide, recalibrated"), _safe_name(" ")
+    ('etc_x', 'lora+wide, recalibrated', '')
+    """
+    return "".join(c if c.isalnum() or c in " ._+,()-" else "_" for c in given)[:80].strip(" ._")
+
+
 def _load(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
     try:
-        return pl.read_parquet(path), pl.read_parquet_metadata(path)
+        if path.is_dir():
+            raise EhrError("this is a folder", str(path), "give the parquet file itself", code=Exit.BUNDLE)
+        return pl.read_parquet(path, glob=False), pl.read_parquet_metadata(path)
     except FileNotFoundError:
         raise EhrError("the file does not exist", str(path), "check the path", code=Exit.BUNDLE) from None
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -252,6 +264,8 @@ def _require_columns(frame: pl.DataFrame, columns: Sequence[str], where: str) ->
         }.get(column, inner is not None and inner.is_numeric())
         if not good:
             raise _problem(column, f"unexpected type {dtype}", where)
+        if column == "subject_id" and frame.height and int(frame[column].max() or 0) > MAX_ID:  # type: ignore[arg-type]
+            raise _problem(column, "ids beyond 64 signed bits", where)
         nulls = frame[column].null_count()
         if nulls:
             raise _problem(column, f"{nulls} values are missing", where)

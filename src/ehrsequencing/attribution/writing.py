@@ -10,9 +10,8 @@ from ehrsequencing.attribution.attributions import Attributions
 from ehrsequencing.attribution.explaining import explain
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.config import MIN_CELL
-from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
-from ehrsequencing.files import refuse_unwritable, staged, write_json
+from ehrsequencing.files import refuse_around, refuse_unwritable, staged, write_json
 
 JSON_FILE, TABLE_FILE = "attributions.json", "attributions.parquet"
 SHOWN = 15
@@ -72,8 +71,8 @@ def explain_to_folder(
         EhrError: as ``explain``; exit 14 where ``out`` holds something else, or lies inside the input.
     """
     out = Path(out)
-    _refuse_inside(out, (Path(bundle), Path(meds)))
-    refuse_unwritable(out, JSON_FILE)
+    refuse_around(out, (Path(bundle), Path(meds)))
+    refuse_unwritable(out, TABLE_FILE)
     found = explain(
         Bundle.load(bundle),
         MedsDataset.open(meds),
@@ -89,12 +88,7 @@ def explain_to_folder(
 def write(found: Attributions, out: Path) -> Explanation:
     """The two files; the folder appears whole or not at all."""
     content = found.to_json()
-    with staged(out, JSON_FILE) as draft:
+    with staged(out, TABLE_FILE) as draft:
         found.to_parquet(draft / TABLE_FILE)
         write_json(draft / JSON_FILE, content)
     return Explanation(out, content)
-
-
-def _refuse_inside(out: Path, inputs: tuple[Path, ...]) -> None:
-    if any(out.resolve().is_relative_to(folder.resolve()) for folder in inputs):
-        raise EhrError("the output lies inside the input", str(out), "choose another place", code=Exit.ENVIRONMENT)

@@ -280,9 +280,13 @@ def _count(count: int) -> str:
     return f"fewer than {MIN_CELL}" if 0 < count < MIN_CELL else f"{count:,}"
 
 
+MOST = 10**9
+"""More patients than there are to be counted."""
+
+
 def _refuse(n: int, events: int, followup: float | None, horizon: float | None, p: int | None, c: float | None) -> None:
     wrong = {
-        f"{n:,} patients": n < 1,
+        f"{n:,} patients": not 1 <= n <= MOST,
         f"{events:,} events among {n:,} patients": not 0 <= events <= n,
         f"a mean follow-up of {followup} years": followup is not None and not followup > 0,
         f"a horizon of {horizon} years": horizon is not None and not horizon > 0,

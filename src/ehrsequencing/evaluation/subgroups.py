@@ -70,10 +70,14 @@ def score_subgroups(
 
 
 def _pooled(label: np.ndarray, evaluation: Evaluation) -> np.ndarray:
-    """The labels, all but the largest groups being one where there are many."""
+    """The labels, all but the largest groups being one where there are many, and those of under 10 rows in any case:
+    the name of a rare group is told of nobody."""
     if label.shape != evaluation.duration.shape:
         raise ValueError(f"expected a group for each of {evaluation.duration.size} rows, found {label.shape}")
     names, counts = np.unique(label, return_counts=True)
+    small = names[counts < MIN_CELL]
+    if small.size > 1:
+        return _pooled(np.where(np.isin(label, small), OTHER, label), evaluation)
     if names.size <= MAX_GROUPS:
         return label
     kept = names[np.argsort(-counts, kind="stable")[: MAX_GROUPS - 1]]

@@ -139,9 +139,10 @@ def draw(summary: Summary) -> dict[str, tuple[Drawn, ...]]:
 
 
 def subgroup_model(summary: Summary) -> str:
-    """Whose figures are drawn by subgroup: the best model that has any there."""
+    """Whose figures are drawn by subgroup: of files the one that was asked about, else the best model there."""
     present = {model for each in summary.subgroups for group in each.groups for model in group.metrics}
-    best = best_of([row for row in summary.rows if row.model in present])
+    asked = [row for row in summary.rows if row.kind == "predictions" and row.model in present]
+    best = best_of(asked or [row for row in summary.rows if row.model in present])
     return best.model if best is not None else next(iter(sorted(present)), "")
 
 

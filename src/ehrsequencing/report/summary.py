@@ -232,6 +232,8 @@ def _shown_differences(
 ) -> tuple[Difference, ...]:
     """Those against the row the headline is set against, then those against a control, each largest first; all of them
     where there is none against it."""
+    if any(row.kind == "predictions" for row in rows):
+        return tuple(differences)
     controls = {row.model for row in rows if row.kind == "control"}
     mine = [d for d in differences if rival is not None and d.against == rival.model]
     beside = [d for d in differences if mine and d.against in controls and d not in mine]

@@ -14,11 +14,12 @@ import polars as pl
 from ehrsequencing.cohort import Cohort
 from ehrsequencing.cohort.attrition import cell, suppress
 from ehrsequencing.cohort.words import in_days
-from ehrsequencing.config import TRAIN
+from ehrsequencing.config import MIN_CELL, TRAIN
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.calibration import CalibrationSummary, calibration_at_horizons
 from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Interval, Scores
-from ehrsequencing.files import refuse_unwritable, staged, write_json
+from ehrsequencing.evaluation.resampling import MIN_RESAMPLES
+from ehrsequencing.files import refuse_around, refuse_unwritable, staged, write_json
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.report import write_report
 from ehrsequencing.report.measures import metric_name
@@ -37,7 +38,11 @@ from ehrsequencing.study.document import (
 from ehrsequencing.timegrid import TimeGrid
 
 KEYS = ["subject_id", "prediction_time"]
+MARKER = "evaluation.json"
+"""What tells the folder of an evaluation from a study's, which must never be replaced by one."""
 ANYBODY = "a predictions file"
+TRAINED_ON = "these patients are the training split: a model that learned from them is flattered"
+NO_INTERVALS = f"No intervals: under {MIN_RESAMPLES} resamples were drawn."
 FIXED = "The censoring distribution is that of the cohort's training split."
 
 
@@ -82,11 +87,13 @@ class FileScores:
             lines.append(f"{suppress([self.strangers])[0]} predictions for patients outside the cohort were left out")
         if len(self.events) > 1:
             lines.append("competing events are no censoring: C, Brier and calibration are those of the outcome")
+        if self.split == TRAIN:
+            lines.append(f"warning: {TRAINED_ON}")
         lines += _figure_lines(self.figures)
         lines += [f"  {metric_name(name)}: not computed, {why}" for name, why in self.not_computed.items()]
         lines += [_said(*each) for each in self.calibration.items()]
         lines += _difference_lines(self.differences)
-        lines += [INTERVAL_MEANING]
+        lines += [INTERVAL_MEANING] if any(each.low is not None for each in self.figures.values()) else [NO_INTERVALS]
         return "\n".join(lines if self.report is None else [*lines, f"\nreport: {self.report}"])
 
     def to_json(self) -> dict[str, Any]:
@@ -156,9 +163,10 @@ def evaluate_file(
         EhrError: a horizon past the cohort's (exit 2); predictions for another cohort, or none for the split (13); or
             made at other times than the cohort's (15); a report that cannot be written (14).
     """
-    if report is not None:
-        refuse_unwritable(Path(report), COMPARISON)
     known, files = Cohort.read(cohort), [predictions, *against]
+    if report is not None:
+        refuse_around(Path(report), (Path(cohort), *map(Path, files)))
+        refuse_unwritable(Path(report), MARKER)
     tau = _tau(known, Path(cohort) / "grid.json")
     _check_horizons(horizons, tau)
     given = [_of_outcome(each, known) for each in _named([Predictions.read(file) for file in files], files)]
@@ -174,6 +182,9 @@ def evaluate_file(
     rows = judged
     for each, file in zip(given, files, strict=True):
         rows = _shared_rows(rows, each, file, split, known)
+    if rows["subject_id"].n_unique() < MIN_CELL:
+        what = f"under {MIN_CELL} patients have a prediction: nothing can be said of so few"
+        raise EhrError(what, str(predictions), "predict more of the split's patients", code=Exit.COHORT)
     models = [_model(each, rows, first=number == 0) for number, each in enumerate(given)]
     scene = Judged(known, rows, train, tau, tuple(horizons) or (tau,), n_boot=bootstrap)
     scores = {model.name: scene.evaluation.score(list(model.predictions)) for model in models}
@@ -240,11 +251,12 @@ def _reported(
         **document(scene, models, scores),
         "split": found.split,
         "judged": found.model,
-        "interval": f"{INTERVAL_MEANING} {FIXED}",
-        "warnings": too_few(scene.events),
+        "interval": f"{INTERVAL_MEANING} {FIXED}" if scene.n_boot >= MIN_RESAMPLES else NO_INTERVALS,
+        "warnings": [*([TRAINED_ON] if found.split == TRAIN else []), *too_few(scene.events)],
         "differences": list(found.differences),
     }
-    with staged(out, COMPARISON) as draft:
+    with staged(out, MARKER) as draft:
+        write_json(draft / MARKER, {"model": found.model, "split": found.split})
         write_predictions(models, draft / PREDICTIONS)
         scene.cohort.write(draft / "cohort")
         write_json(draft / COMPARISON, content)
@@ -296,7 +308,7 @@ def _shared_rows(judged: pl.DataFrame, given: Predictions, where: Path, split: s
     elsewhen = judged.join(rows, on="subject_id", how="semi").join(shared, on="subject_id", how="anti").height
     if elsewhen:
         raise EhrError(
-            f"{elsewhen:,} predictions were made at another prediction_time than the cohort's",
+            f"{cell(elsewhen)} predictions were made at another prediction_time than the cohort's",
             str(where),
             "predict at the cohort's own prediction_time",
             code=Exit.LEAKAGE,
