@@ -116,7 +116,9 @@ def seeds_table(cells: Sequence[Cell]) -> str:
 
 def rule_table(cells: Sequence[Cell]) -> str:
     """One line a case, gain and size."""
-    own = sorted((c for c in cells if c["part"] == "rule"), key=lambda c: (list(CASES).index(c["case"]), c["gain"]))
+    own = sorted(
+        (c for c in cells if c["part"] == "rule"), key=lambda c: (list(CASES).index(c["case"]), c["gain"], c["n"])
+    )
     lines = [
         [c["case"], f"{c['gain']:g}", f"{c['n']:,}", *(rate(c[each], c["repetitions"]) for each in WORDS)] for c in own
     ]
@@ -126,22 +128,19 @@ def rule_table(cells: Sequence[Cell]) -> str:
 def page(cells: Sequence[Cell]) -> str:
     """Everything between the markers."""
     least = {part: min((c["repetitions"] for c in cells if c["part"] == part), default=0) for part in REPETITIONS}
-    return "\n\n".join(
-        [
-            readme.made(),
-            f"**Coverage of 95% intervals, per cent** (at least {least['coverage']} samples, standard error about 1.3; "
-            f"{trials.RESAMPLES} resamples; τ = {TAU:g} days, a horizon of {HALF:g}; the model's curves are too "
-            "extreme on purpose, so that it is not the zero of a calibration figure that must be covered):",
-            coverage_table(cells),
-            "**Coverage of what a training procedure gives on average over its seeds, per cent** (at least "
-            f"{least['seeds']} samples; a fifth have the outcome):",
-            seeds_table(cells),
-            f"**How often the rule says each word, per cent ± Monte Carlo standard error** (at least {least['rule']} "
-            f"samples of evaluated patients, a fifth with the outcome, {RULE_RESAMPLES} resamples; both models are "
-            "calibrated; without a gain different models' scores are correlated at .9, nearly the same ones' at .98):",
-            rule_table(cells),
-        ]
-    )
+    parts = {
+        "coverage": f"**Coverage of 95% intervals, per cent** (at least {least['coverage']} samples, standard error about "
+        f"1.3; {trials.RESAMPLES} resamples; τ = {TAU:g} days, a horizon of {HALF:g}; the model's curves are too "
+        "extreme on purpose, so that it is not the zero of a calibration figure that must be covered):",
+        "seeds": "**Coverage of what a training procedure gives on average over its seeds, per cent** (at least "
+        f"{least['seeds']} samples; a fifth have the outcome):",
+        "rule": f"**How often the rule says each word, per cent ± Monte Carlo standard error** (at least {least['rule']} "
+        f"samples of evaluated patients, a fifth with the outcome, {RULE_RESAMPLES} resamples; both models are "
+        "calibrated; without a gain different models' scores are correlated at .9, nearly the same ones' at .98):",
+    }
+    tables = {"coverage": coverage_table, "seeds": seeds_table, "rule": rule_table}
+    known = [part for part in parts if least[part]]
+    return "\n\n".join([readme.made(), *(text for part in known for text in (parts[part], tables[part](cells)))])
 
 
 def main() -> None:
