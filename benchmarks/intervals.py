@@ -129,13 +129,15 @@ def page(cells: Sequence[Cell]) -> str:
     """Everything between the markers."""
     least = {part: min((c["repetitions"] for c in cells if c["part"] == part), default=0) for part in REPETITIONS}
     parts = {
-        "coverage": f"**Coverage of 95% intervals, per cent** (at least {least['coverage']} samples, standard error "
-        f"about 1.3; {trials.RESAMPLES} resamples; τ = {TAU:g} days, a horizon of {HALF:g}; the model's curves are too "
+        "coverage": "**Coverage of 95% intervals, per cent** (at least "
+        f"{least['coverage']} samples, standard error about 1.3; {trials.RESAMPLES} resamples; "
+        f"τ = {TAU:g} days, a horizon of {HALF:g}; the model's curves are too "
         "extreme on purpose, so that it is not the zero of a calibration figure that must be covered):",
         "seeds": "**Coverage of what a training procedure gives on average over its seeds, per cent** (at least "
         f"{least['seeds']} samples; a fifth have the outcome):",
         "rule": f"**How often the rule says each word, per cent ± Monte Carlo standard error** (at least "
-        f"{least['rule']} samples of evaluated patients, a fifth with the outcome, {RULE_RESAMPLES} resamples; both models are "
+        f"{least['rule']} samples of evaluated patients, a fifth with the outcome, {RULE_RESAMPLES} resamples; "
+        "both models are "
         "calibrated; without a gain different models' scores are correlated at .9, nearly the same ones' at .98):",
     }
     tables = {"coverage": coverage_table, "seeds": seeds_table, "rule": rule_table}
