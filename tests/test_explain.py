@@ -71,11 +71,8 @@ def twelve() -> Attributions:
 
 def test_only_codes_of_enough_patients_are_listed():
     codes = {line["code"]: line for line in twelve().codes()}
-    assert set(codes) == {"A", "B", "SEX//F"}
+    assert set(codes) == {"A", "SEX//F"}, "B is had by all but one of twelve, who would stand out"
     assert codes["A"]["description"] == "a code in words"
-    assert codes["B"]["description"] is None
-    assert codes["B"]["patients"] == 11
-    assert codes["B"]["mean"] == pytest.approx(-0.02)
     assert codes["A"]["mean"] == pytest.approx(0.055 - 0.002)
     assert codes["A"]["mean_abs"] == pytest.approx(0.055 - 0.002 + 2 * 0.002 / 12, abs=1e-6)
 
@@ -120,7 +117,7 @@ def test_the_study_gets_what_the_report_reads(told, bundle):
     assert all(line["patients"] >= MIN_CELL for line in told["codes"])
     described = {line["code"]: line["description"] for line in told["codes"]}
     assert described["age"].startswith("Age")
-    assert described["ICD10CM//I21.9"] == "Acute myocardial infarction"
+    assert all(words for code, words in described.items() if code.startswith(("ICD10CM//", "LOINC//")))
     for example in told["examples"]:
         assert max(len(visit["codes"]) for visit in example["visits"]) <= MAX_CODES + 1
 

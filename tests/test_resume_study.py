@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.files import publish, staged, workplace
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.study import run_study, steps
+from ehrsequencing.study.compare import pool
+from ehrsequencing.study.document import write_predictions
 from ehrsequencing.study.kept import Kept, Scored
 from ehrsequencing.training.resume import StateStore
 from interrupted import KillAfter, KilledError
@@ -218,6 +221,17 @@ def test_scores_are_kept_to_the_last_bit_and_made_once(tmp_path):
         for name in ("subject_id", "prediction_time", "risk", "horizon_days", "survival"):
             assert np.array_equal(getattr(one.predictions, name), getattr(two.predictions, name))
     assert kept.scored("m-1", lambda resume: [scored(2)])[0].seed == 2
+
+
+def test_predictions_before_recalibration_are_kept_and_written_beside_the_others(tmp_path):
+    before, after = scored(0).predictions, scored(1).predictions
+    adjusted = replace(scored(1), seed=0, predictions=after, raw=before)
+    (found,) = Kept(tmp_path).scored("m-0", lambda resume: [adjusted])
+    assert np.array_equal(found.raw.survival, before.survival)
+    write_predictions(pool([found, replace(scored(2), model="plain")]), tmp_path / "predictions")
+    assert np.array_equal(Predictions.read(tmp_path / "predictions" / "raw" / "m-0.parquet").risk, before.risk)
+    assert np.array_equal(Predictions.read(tmp_path / "predictions" / "m-0.parquet").risk, after.risk)
+    assert [path.name for path in (tmp_path / "predictions" / "raw").iterdir()] == ["m-0.parquet"]
 
 
 def test_a_step_that_failed_is_made_again(tmp_path):

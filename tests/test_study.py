@@ -89,12 +89,10 @@ def test_the_comparison_names_every_row_with_intervals(finished):
     assert any("events" in warning for warning in found["warnings"])
 
 
-def test_what_was_predicted_before_recalibration_is_kept(finished):
+def test_without_recalibration_there_is_nothing_from_before_it(finished):
     out, _ = finished
-    raw, final = (Predictions.read(out / "predictions" / place / "cox-0.parquet") for place in ("raw", "."))
-    assert np.array_equal(raw.subject_id, final.subject_id)
-    assert np.abs(raw.survival - final.survival).max() > 0
-    assert not (out / "predictions" / "raw" / "kaplan-meier-0.parquet").exists(), "one curve for all is not adjusted"
+    assert comparison(out)["events_tuning"] < 20, "too few to recalibrate"
+    assert not (out / "predictions" / "raw").exists()
 
 
 def test_the_best_strategy_is_explained(finished):
