@@ -19,7 +19,6 @@ from lifelines import AalenJohansenFitter
 from ehrsequencing.cohort.attrition import suppress_attrition
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.calibration import calibration_curve
-from ehrsequencing.predictions import Predictions
 from ehrsequencing.report import (
     courses,
     figures,
@@ -38,6 +37,7 @@ from ehrsequencing.report.patients import risk_thirds
 from ehrsequencing.report.summary import ABSENT
 from ehrsequencing.report.summary import summarise_folder as summarise
 from ehrsequencing.report.tripod import ITEMS, answers
+from ehrsequencing.timegrid import truncate
 from report_study import (
     ATTRIBUTIONS,
     ROWS,
@@ -431,20 +431,20 @@ def test_with_competing_events_nothing_is_by_kaplan_meier(competing: Path) -> No
     assert "death: first event D" in section(html, 'facts="outcome"')
 
 
-def test_curves_by_third_are_incidences_of_the_outcome(competing: Path) -> None:
-    found = summarise(competing)
-    table = pl.read_parquet(competing / "cohort" / "cohort.parquet")
-    risk = Predictions.read(competing / "predictions" / "lora-0.parquet").risk
-    groups = len(found.thirds[0].curves)
-    highest = risk > np.quantile(risk, 1 - 1 / groups)
-    duration, event = (table[name].to_numpy()[highest] for name in ("duration", "event"))
-    theirs = AalenJohansenFitter(jitter_level=0).fit(duration, event, 1)
-    expected = theirs.predict(found.thirds[0].curves[-1].times[-1])
-    assert found.thirds[0].curves[-1].share[-1] == pytest.approx(float(expected), abs=1e-9)
-    assert found.thirds[0].competing
-    ends = [curve.share[-1] for curve in found.thirds[0].curves]
-    assert ends == sorted(ends)
-    assert ends[0] < ends[-1]
+def test_curves_by_third_are_incidences_of_the_outcome() -> None:
+    rng = np.random.default_rng(0)
+    risk = rng.normal(size=600)
+    times = np.stack([rng.exponential(900 * np.exp(-risk)), rng.exponential(1_500, 600), rng.exponential(2_000, 600)])
+    duration, event = truncate(times.min(axis=0), np.array([1, 2, 0])[times.argmin(axis=0)], 1_000.0)
+    found = risk_thirds("m", 0, risk, duration, event, 1_000.0)
+    assert found is not None
+    assert found.competing
+    highest = risk > np.quantile(risk, 2 / 3)
+    theirs = AalenJohansenFitter(jitter_level=0).fit(duration[highest], event[highest], 1)
+    expected = theirs.predict(found.curves[2].times[-1])
+    assert found.curves[2].share[-1] == pytest.approx(float(expected), abs=1e-9)
+    ends = [curve.share[-1] for curve in found.curves]
+    assert ends[0] < ends[1] < ends[2]
 
 
 def test_true_incidences_lie_on_the_observed_ones(competing: Path) -> None:
