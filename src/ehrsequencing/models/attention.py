@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +13,25 @@ from torch.nn.functional import scaled_dot_product_attention
 
 TILE, LONG = 32, 256
 """Block-causal records are packed in whole tiles, those above LONG in multiples of it where results must repeat."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Which tokens of its record a head may read: ``sees`` of the visit numbers of query and key."""
+
+    why: str
+    sees: Callable[[Tensor, Tensor], Tensor]
+
+
+RELATIONS: Mapping[str, Relation] = MappingProxyType(
+    {
+        "record": Relation("everything: what stands anywhere in the record", lambda query, key: torch.ones_like(query >= key)),
+        "past": Relation("its own and earlier visits: what came first", torch.ge),
+        "visit": Relation("its own visit: what was recorded together", torch.eq),
+    }
+)
+"""What a head may read of a record, by name. Heads that differ in it tell apart what was recorded together, what came
+before, and what stands anywhere, which a bidirectional mask alone must learn from time differences."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +49,8 @@ class Layout:
         groups: (records, length) of each distinct length, longest first; empty where padded.
         index: [T] the packed tokens' places in the flattened [B, L].
         shape: (B, L).
-        visible: packed and block-causal: [records, 1, length, length] of each group, True where the key may be seen.
+        visible: packed, where not every token sees all of its record: [records, 1 or heads, length, length] of each
+            group, True where the key may be seen.
     """
 
     key_mask: Tensor | None
@@ -89,6 +110,29 @@ class Layout:
         visible = tuple(_visible(seen_from[own, :n]) for own, (_, n) in zip(rows, groups, strict=True))
         return cls(None, groups, index, _shape(mask), visible)
 
+    def related(
+        self, mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"], relations: Sequence[str], *, block_causal: bool
+    ) -> Layout:
+        """The same layout, in which each head sees only what its own relation (``RELATIONS``) lets it see.
+
+        ``[CLS]``, first in its row, stands in a visit of its own after the last one; block-causal, in visit 0.
+        """
+        if not relations:
+            return self
+        place = visit.clone()  # [B,L]
+        if not block_causal:
+            place[:, 0] = visit.amax(dim=1) + 1
+        place = place.masked_fill(~mask, torch.iinfo(visit.dtype).max)  # padding stands in a visit of its own, last
+        if not self.groups:
+            real = mask[:, None, None, :] if self.key_mask is None else self.key_mask  # [B,1,1 or L,L]
+            padded = ~mask[:, None, :, None]  # [B,1,L,1] what a padded query reads is meaningless, but must be finite
+            return replace(self, key_mask=_related(place, relations) & real | padded)
+        sizes = [rows * length for rows, length in self.groups]
+        parts = zip(self.groups, place.flatten()[self.index].split(sizes), strict=True)
+        seen = [_related(part.view(group), relations) for group, part in parts]
+        bases: Sequence[Tensor | bool] = self.visible or [True] * len(seen)
+        return replace(self, visible=tuple(own & base for own, base in zip(seen, bases, strict=True)))
+
     def pack(self, x: Float[Tensor, "B L *rest"]) -> Float[Tensor, "B2 L2 *rest"]:
         """Padded to this layout: [1, T, …] where packed, unchanged where padded."""
         return x.flatten(0, 1)[self.index][None] if self.groups else x
@@ -141,6 +185,13 @@ def rounded(length: int, repeatable: bool) -> int:
 def _visible(visit: Int[Tensor, "B L"]) -> Bool[Tensor, "B 1 L L"]:
     """Queries down, keys across: True where the key's visit is not later than the query's."""
     return (visit[:, None, :] <= visit[:, :, None])[:, None]
+
+
+def _related(visit: Int[Tensor, "B L"], relations: Sequence[str]) -> Bool[Tensor, "B heads L L"]:
+    """Queries down, keys across, a plane a head: True where the head's relation holds."""
+    query, key = visit[:, :, None], visit[:, None, :]  # [B,L,1], [B,1,L]
+    planes = {name: RELATIONS[name].sees(query, key) for name in dict.fromkeys(relations)}
+    return torch.stack([planes[name] for name in relations], dim=1)
 
 
 def _shape(mask: Tensor) -> tuple[int, int]:

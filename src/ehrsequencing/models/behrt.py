@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -21,6 +22,7 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.attention import Layout, attend, rounded
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.rotary import Turn, rotate, rotation
+from ehrsequencing.tokens import MASK, N_SPECIAL
 
 Model = TypeVar("Model", bound="BEHRTPreTrainedModel")
 AGE_BIN_YEARS, AGE_BINS = 5, 24
@@ -45,6 +47,18 @@ def sinusoids(position: Int[Tensor, "B L"], width: int) -> Float[Tensor, "B L W"
     return torch.cat([table.sin(), table.cos()], dim=-1)[position]  # [B,L,W]
 
 
+def hide_codes(batch: Batch, vocab_size: int, share: float | int) -> Batch:
+    """Hide some codes of every record, each wherever it stands there, value included: they become ``[MASK]``.
+
+    The share of codes is drawn anew for each record, uniform from nothing to twice ``share``, so that whole records
+    are seen, too. A model that must do without any one code cannot rest on the accidents of rare ones.
+    """
+    rate = 2 * share * torch.rand(len(batch), 1, device=batch.code.device)  # [B,1]
+    draw = torch.rand(len(batch), vocab_size, device=batch.code.device).gather(1, batch.code)  # [B,L]
+    hidden = (draw < rate) & (batch.code >= N_SPECIAL)  # [B,L]
+    return replace(batch, code=batch.code.masked_fill(hidden, MASK), has_value=batch.has_value & ~hidden)
+
+
 class BEHRTEmbeddings(nn.Module):
     """Code + value × the code's vector + age + visit + position + time gap, normalised and projected to hidden."""
 
@@ -65,10 +79,15 @@ class BEHRTEmbeddings(nn.Module):
         self.register_buffer("value_slot", slot)
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout, self.code_dropout = nn.Dropout(config.dropout), config.code_dropout
 
     def forward(self, batch: Batch) -> Float[Tensor, "B L H"]:
-        """The blocks' input; what stands at padded places is finite and meaningless."""
+        """The blocks' input; what stands at padded places is finite and meaningless.
+
+        In training some of each record's codes may be hidden (``code_dropout``).
+        """
+        if self.training and self.code_dropout:
+            batch = hide_codes(batch, self.code_embedding.num_embeddings, self.code_dropout)
         x = self.code_embedding(batch.code) + self._age(batch) + self._gap(batch)  # [B,L,W]
         x = x + self.visit_embedding(batch.visit.clamp(0, self.visit_embedding.num_embeddings - 1))  # [B,L,W]
         position = (batch.mask.cumsum(dim=1) - 1).clamp_min(0)  # [B,L]
@@ -255,6 +274,7 @@ class BEHRTModel(BEHRTPreTrainedModel):
         layout = (
             Layout.block_causal(batch.mask, batch.visit, repeatable=repeatable) if causal else Layout.of(batch.mask)
         )
+        layout = layout.related(batch.mask, batch.visit, self.config.head_relations, block_causal=causal)
         channels = self.config.hidden_size // self.config.num_attention_heads
         turn = rotation(batch, channels, layout, block_causal=causal)
         x = layout.pack(self.embeddings(batch))  # [1,T,H] where packed, else [B,L2,H]

@@ -15,7 +15,7 @@ from ehrsequencing.batches import Batch
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, BEHRTPreTrainedModel
 from ehrsequencing.models.configuration import BIDIRECTIONAL_LEAK
-from ehrsequencing.models.heads import HEADS, HazardHead
+from ehrsequencing.models.heads import HEADS, RESIDUAL_STD, HazardHead, ResidualHead
 from ehrsequencing.models.pooling import pool, pool_visits, whole_rows
 from ehrsequencing.models.strategies import (
     Strategy,
@@ -50,6 +50,8 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, HazardHead):
             init.normal_(module.hazard.weight, std=0.02)
+        elif isinstance(module, ResidualHead):
+            init.normal_(module.hazard.weight, std=RESIDUAL_STD)
 
     def forward(self, batch: Batch) -> Float[Tensor, "B V K *R"]:
         """Hazard logits of each patient at its prediction_time (V = 1), or at each of its visits (from visit 0 on)."""
@@ -112,7 +114,7 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
         source = copy.deepcopy(encoder) if isinstance(encoder, BEHRTModel) else BEHRTModel.from_pretrained(encoder)
         if source.config.use_lora:
             raise EhrError("the encoder carries an adapter", "encoder", "merge it first (merge_lora)", code=Exit.BUNDLE)
-        head = "linear" if chosen.head == "linear" else "mlp"
+        head = "mlp" if chosen.head == "best" else chosen.head
         mask = _chosen_mask(source.config.attention, predict_at, attention)
         plain = {"freeze_behrt": False, "use_lora": False, "head": head, "predict_at": predict_at, "attention": mask}
         settings = {**source.config.to_dict(), **plain, **overrides}

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.models.attention import RELATIONS
 
 SIZES: dict[str, dict[str, int]] = {
     "small": {"embedding_size": 64, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4},
@@ -21,6 +22,9 @@ SIZES: dict[str, dict[str, int]] = {
     },
 }
 
+HEAD_RELATIONS = ("record", "past", "visit", "past")
+"""What the heads of a new encoder read, in turn."""
+HEAD_NAMES = ("mlp", "linear", "residual")
 ATTENTIONS = ("bidirectional", "block_causal")
 BIDIRECTIONAL_LEAK = (
     "hazards at every visit under a bidirectional mask: each visit would be predicted from vectors that have read the "
@@ -32,7 +36,9 @@ LEAK_FIX = "pretrain with --attention block_causal (in a study: model: {attentio
 class BEHRTConfig(PretrainedConfig):
     """Every hyper-parameter of the encoder and its heads; travels with the weights as config.json.
 
-    ``value_codes`` are the ids that carry numeric values (only they have a value vector). ``intermediate_size`` 0
+    ``relations`` says what each attention head may read (``attention.RELATIONS``), repeated over the heads; empty: all
+    of the record, as encoders saved before there were relations. ``code_dropout`` is the mean share of a record's
+    codes that are hidden from a pass in training. ``value_codes`` are the ids that carry numeric values (only they have a value vector). ``intermediate_size`` 0
     means twice the hidden size. ``attention`` is the mask: ``bidirectional``, or ``block_causal`` (a token sees its own
     and earlier visits only). ``predict_at`` says where hazards are given: at the ``index`` (one a record) or at
     ``every_visit``. ``freeze_behrt``, ``use_lora`` and ``lora_*`` record the strategy, so that a saved model is rebuilt
@@ -56,7 +62,9 @@ class BEHRTConfig(PretrainedConfig):
     max_visits: int = 128
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.0
+    code_dropout: float | int = 0.0
     attention: str = "bidirectional"
+    relations: list[str] | tuple[str, ...] = ()
     predict_at: str = "index"
     n_bins: int = 20
     n_causes: int = 1
@@ -91,8 +99,17 @@ class BEHRTConfig(PretrainedConfig):
                 raise EhrError(what, f"BEHRTConfig.{name}", f"choose {' or '.join(known)}", code=Exit.CONFIG)
         if self.predict_at == "every_visit" and self.attention != "block_causal":
             raise EhrError(BIDIRECTIONAL_LEAK, "BEHRTConfig.attention", LEAK_FIX, code=Exit.LEAKAGE)
-        if self.head not in ("mlp", "linear"):
-            raise EhrError(f"unknown head '{self.head}'", "BEHRTConfig.head", "choose mlp or linear", code=Exit.CONFIG)
+        unknown = [name for name in self.relations if name not in RELATIONS]
+        if unknown or len(self.relations) > self.num_attention_heads:
+            what = f"unknown relation '{unknown[0]}'" if unknown else f"{len(self.relations)} relations for fewer heads"
+            fix = f"choose of {', '.join(RELATIONS)}, at most one a head"
+            raise EhrError(what, "BEHRTConfig.relations", fix, code=Exit.CONFIG)
+        if not 0 <= self.code_dropout < 1:
+            what = f"expected a share below 1, found {self.code_dropout}"
+            raise EhrError(what, "BEHRTConfig.code_dropout", "choose for instance 0.3", code=Exit.CONFIG)
+        if self.head not in HEAD_NAMES:
+            fix = f"choose {' or '.join(HEAD_NAMES)}"
+            raise EhrError(f"unknown head '{self.head}'", "BEHRTConfig.head", fix, code=Exit.CONFIG)
         if self.hidden_size % (2 * self.num_attention_heads):
             raise EhrError(
                 f"hidden_size {self.hidden_size} is no multiple of 2 x num_attention_heads {self.num_attention_heads}",
@@ -101,12 +118,20 @@ class BEHRTConfig(PretrainedConfig):
                 code=Exit.CONFIG,
             )
 
+    @property
+    def head_relations(self) -> tuple[str, ...]:
+        """The relation of each head, or none where every head reads the whole record."""
+        if not set(self.relations) - {"record"}:
+            return ()
+        turns = -(-self.num_attention_heads // len(self.relations))
+        return ((*self.relations,) * turns)[: self.num_attention_heads]
+
     @classmethod
     def of_size(cls, size: str, vocab_size: int, **overrides: Any) -> BEHRTConfig:
         """The named size (small, medium, large, base) with ``overrides`` on top; EhrError for an unknown name."""
         if size not in SIZES:
             raise EhrError(f"unknown model size '{size}'", "model.size", f"one of {', '.join(SIZES)}", code=Exit.CONFIG)
-        return cls(**{**SIZES[size], "vocab_size": vocab_size, **overrides})
+        return cls(**{**SIZES[size], "relations": HEAD_RELATIONS, "vocab_size": vocab_size, **overrides})
 
     @classmethod
     def small(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:

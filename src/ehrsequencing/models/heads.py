@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.wide import RidgeHazard
 
+RESIDUAL_STD = 0.005
+"""Of the residual MLP's last weights at the start: near zero, yet its first layer has a gradient from step 1."""
 MIN_STD = 1e-6
 """A pooled feature that varies less than this on the training rows is centred only."""
 
@@ -101,4 +103,30 @@ class LinearHead(nn.Module):
         self.bias.copy_(bias)
 
 
-HEADS: Mapping[str, type[HazardHead] | type[LinearHead]] = {"mlp": HazardHead, "linear": LinearHead}
+class ResidualHead(LinearHead):
+    """The penalised linear head, and a small MLP beside it: φ_k = b_k + w·z + MLP(z)_k with z = (x − mean)/std.
+
+    It starts where the convex fit on the frozen features ends (the MLP starts near zero), so that fine-tuning begins
+    with what pretraining already gives and does not first distort it (Kumar et al. 2022, arXiv:2202.10054).
+    """
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__(config)
+        self.shape = _shape(config)
+        self.dense = nn.Linear(len(self.mean), config.head_hidden)
+        self.norm = nn.LayerNorm(config.head_hidden)
+        self.activation, self.dropout = nn.GELU(), nn.Dropout(config.head_dropout)
+        self.hazard = nn.Linear(config.head_hidden, math.prod(self.shape), bias=False)
+
+    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K *R"]:
+        """Hazard logits φ of the K bins (and R causes) at the one prediction_time of each patient."""
+        z = (features - self.mean) / self.std  # [B,3H]
+        x = self.dropout(self.activation(self.norm(self.dense(z))))  # [B,hidden]
+        return super().forward(features) + self.hazard(x).unflatten(1, (1, *self.shape))  # [B,1,K,*R]
+
+
+HEADS: Mapping[str, type[HazardHead] | type[LinearHead]] = {
+    "mlp": HazardHead,
+    "linear": LinearHead,
+    "residual": ResidualHead,
+}

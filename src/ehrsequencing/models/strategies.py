@@ -34,7 +34,7 @@ class Strategy:
     lora_rank: int | None = None
     lora_alpha: float | int | None = None
     lora_dropout: float | int = 0.0
-    head: Literal["mlp", "linear", "best"] = "mlp"
+    head: Literal["mlp", "linear", "residual", "best"] = "mlp"
     learning_rate: float = 1e-3
 
     @property

@@ -27,7 +27,7 @@ from ehrsequencing.models.forward import (
 )
 from ehrsequencing.models.heads import LinearHead
 from ehrsequencing.models.strategies import FootprintAudit, Strategy, find_strategy, footprint
-from ehrsequencing.models.wide import fit_ridge_hazard
+from ehrsequencing.models.wide import RidgeHazard, fit_ridge_hazard
 from ehrsequencing.nonparametric import for_outcome
 from ehrsequencing.training.checkpoints import calibrated_among_the_best
 from ehrsequencing.training.loop import Epoch, Progress, Schedule, Tick, silent, train
@@ -100,6 +100,7 @@ def finetune(
     *,
     seed: int = 0,
     dropout: float | None = None,
+    code_dropout: float | None = None,
     attention: str | None = None,
     cache: FeatureCache | None = None,
     progress: Progress = silent,
@@ -113,14 +114,16 @@ def finetune(
     """
     started = time.perf_counter()
     strategy, cache = find_strategy(strategy), cache or FeatureCache()
+    shares = {"dropout": dropout, "head_dropout": dropout, "code_dropout": code_dropout}
+    overrides = {name: share for name, share in shares.items() if share is not None}
     if strategy.head == "best":
         heads = [replace(strategy, head="mlp"), replace(strategy, head="linear")]
-        fits = [_fit(data, s, recipe, encoder, seed, dropout, attention, cache, progress, resume) for s in heads]
+        fits = [_fit(data, s, recipe, encoder, seed, overrides, attention, cache, progress, resume) for s in heads]
         best = min(fits, key=lambda fit: fit.tuning(data)["tuning_nll"])
         best.notes.append(f"{best.strategy.head} head kept: lower tuning likelihood loss")
         fitted = replace(best, strategy=strategy)
     else:
-        fitted = _fit(data, strategy, recipe, encoder, seed, dropout, attention, cache, progress, resume)
+        fitted = _fit(data, strategy, recipe, encoder, seed, overrides, attention, cache, progress, resume)
     spent = sum(epoch.seconds for epoch in fitted.history)  # part of it before the run was killed, perhaps
     return replace(fitted, seconds=max(spent, time.perf_counter() - started))
 
@@ -131,23 +134,25 @@ def _fit(
     recipe: Recipe,
     encoder: BEHRTModel,
     seed: int,
-    dropout: float | None,
+    overrides: dict[str, Any],
     attention: str | None,
     cache: FeatureCache,
     progress: Progress,
     resume: Resume | None,
 ) -> FineTuned:
     torch.manual_seed(seed)
-    overrides: dict[str, Any] = {"n_bins": data.grid.n_bins, "n_causes": data.n_causes, "head": strategy.head}
-    if dropout is not None:
-        overrides |= {"dropout": dropout, "head_dropout": dropout}
+    overrides = {**overrides, "n_bins": data.grid.n_bins, "n_causes": data.n_causes, "head": strategy.head}
     predict_at = "index" if data.visits is None else "every_visit"
     model = BEHRTForSurvival.from_encoder(
         encoder, strategy=strategy, predict_at=predict_at, attention=attention, **overrides
     )
     _prepare_head(model, data, cache)
-    if strategy.head == "linear":
-        return _fit_linear(model, data, strategy, cache, progress)
+    head = model.hazard_head
+    ridge = _fit_ridge(model, data, cache) if isinstance(head, LinearHead) else None
+    if isinstance(head, LinearHead) and ridge is not None:
+        head.set_ridge(ridge)
+    if strategy.head == "linear" and ridge is not None:
+        return _fit_linear(model, data, strategy, ridge, cache, progress)
     return _fit_by_loop(model, data, strategy, recipe, seed, cache, progress, resume)
 
 
@@ -162,15 +167,12 @@ def _prepare_head(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCac
     model.hazard_head.set_marginal(torch.from_numpy(marginal).float())
 
 
-def _fit_linear(
-    model: BEHRTForSurvival, data: SurvivalData, strategy: Strategy, cache: FeatureCache, progress: Progress
-) -> FineTuned:
+def _fit_ridge(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache) -> RidgeHazard:
+    """The convex fit on the features of the encoder as it starts; the penalty is chosen on tuning."""
     tuning_rows, visits = data.index(TUNING), data.visits
     x = cache.get(model, data).numpy()
     train_rows = data.index(TRAIN) if visits is None else _even_visits(visits)
-    counts = model.get_trainable_parameters()
-    progress(Tick(strategy.name, 0, 1, _footprint(model, strategy)))
-    ridge = fit_ridge_hazard(
+    return fit_ridge_hazard(
         x[train_rows],
         (data if visits is None else visits).targets(train_rows),
         x[_places(data, tuning_rows)],
@@ -178,10 +180,19 @@ def _fit_linear(
         n_bins=data.grid.n_bins,
         n_causes=data.n_causes,
     )
-    head = model.hazard_head
-    if not isinstance(head, LinearHead):
-        raise TypeError(f"strategy {strategy.name} needs a linear head")
-    head.set_ridge(ridge)
+
+
+def _fit_linear(
+    model: BEHRTForSurvival,
+    data: SurvivalData,
+    strategy: Strategy,
+    ridge: RidgeHazard,
+    cache: FeatureCache,
+    progress: Progress,
+) -> FineTuned:
+    """The head as the convex fit set it: nothing is left to train."""
+    counts = model.get_trainable_parameters()
+    progress(Tick(strategy.name, 0, 1, _footprint(model, strategy)))
     logits = _head_logits(model, cache.get(model, data)[_places(data)])
     progress(Tick(strategy.name, 1, 1, f"penalty {ridge.penalty:.2g} chosen on tuning"))
     return FineTuned(strategy, model, logits, counts, [], 0.0, list(ridge.notes))
