@@ -35,6 +35,7 @@ from ehrsequencing.training.loop import Progress, Tick
 from ehrsequencing.training.pretrain import pretrain
 from ehrsequencing.training.recipes import Recipe
 from ehrsequencing.training.resume import Resume
+from ehrsequencing.training.told import learned
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,11 @@ def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
         progress=work.progress,
         resume=(loop := work.kept.loops(f"encoder{division.tag}")),
     )
-    encoder = Encoder(result.model, tokenizer, result.record, np.sort(Encoder.hashes(store.subject_id)))
+    encoder = Encoder(result.model, tokenizer, result.record, np.sort(Encoder.hashes(store.subject_id)), result.heads)
     encoder.save(work.kept.result / f"encoder{division.tag}")
     shutil.rmtree(loop.folder, ignore_errors=True)
     record = encoder.record
-    work.say(
-        f"encoder{division.tag}: {record['subjects']:,} records, {record['tokens']:,} tokens; masked codes guessed "
-        f"{record['accuracy']:.1%} of the time, the most frequent code alone {record['most_frequent_code']:.1%}"
-    )
+    work.say(f"encoder{division.tag}: {record['subjects']:,} records, {record['tokens']:,} tokens; {learned(record)}")
     return encoder
 
 

@@ -47,6 +47,7 @@ from ehrsequencing.training.loop import Progress, silent
 from ehrsequencing.training.pretrain import pretrain as run_pretraining
 from ehrsequencing.training.recipes import choose_recipe
 from ehrsequencing.training.resume import Resume
+from ehrsequencing.training.told import learned
 
 Say = Callable[[str], None]
 
@@ -103,8 +104,7 @@ def write_encoder(
     record = encoder.record
     return (
         f"encoder in {out}: {record['subjects']:,} records, {record['tokens']:,} tokens, "
-        f"{encoder.tokenizer.vocab_size:,} codes; masked codes guessed {record['accuracy']:.1%} of the time "
-        f"(the most frequent code alone: {record['most_frequent_code']:.1%})"
+        f"{encoder.tokenizer.vocab_size:,} codes; {learned(record, brackets=True)}"
     )
 
 
@@ -135,7 +135,7 @@ def pretrain(
     tokenizer, store = pretraining_records(dataset, subjects, input, tokens, model.attention, calendar=split.calendar)
     result = run_pretraining(store, tokenizer, config, model, seed=seed, progress=progress, resume=resume)
     record = {**result.record, "split": split.model_dump(mode="json")}
-    return Encoder(result.model, tokenizer, record, np.sort(Encoder.hashes(store.subject_id)))
+    return Encoder(result.model, tokenizer, record, np.sort(Encoder.hashes(store.subject_id)), result.heads)
 
 
 def evaluate_held_out(data: SurvivalData, fitted: FineTuned, *, n_boot: int = 1_000) -> dict[str, Interval]:
