@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -254,9 +254,11 @@ class Encoder:
             facts = {name: value for name, value in record.items() if name not in ("format", "files")}
             seen = load_file(folder / SEEN)["seen"]
             kept = load_file(folder / HEADS) if (folder / HEADS).is_file() else {}
-            heads = heads_like(model.config, {name: torch.from_numpy(tensor) for name, tensor in kept.items()}).eval()
+            heads = heads_like(
+                cast(BEHRTConfig, model.config), {name: torch.from_numpy(tensor) for name, tensor in kept.items()}
+            )
             tokenizer = Tokenizer.load(folder / "tokenizer.json")
-            return cls(model, tokenizer, facts, seen, heads)
+            return cls(model, tokenizer, facts, seen, heads.eval())
 
 
 def environment() -> dict[str, str]:

@@ -69,7 +69,9 @@ class Mixture:
         self.model, self.config = training.model, training.config
         self.train_rows, self.valid_rows = train_rows, valid_rows
         self.n_rows = len(train_rows)
-        self.weights = {name: float(weight) for name, weight in sorted(self.config.objectives.items())}
+        self.weights: dict[str, float] = {
+            name: float(weight) for name, weight in sorted(self.config.objectives.items())
+        }
         self.future = any(OBJECTIVES[name].future for name in self.weights)
         self.masked = any(not OBJECTIVES[name].future for name in self.weights)
         self.cuts = np.random.default_rng(training.seed)
@@ -86,10 +88,12 @@ class Mixture:
     ) -> dict[str, Sum]:
         """Every objective's sums over the given records."""
         read, moments = self._read(whole, cuts, cut_fraction)
-        terms = {name: Sum() for name in self.weights}
+        terms: dict[str, Sum] = {name: Sum() for name in self.weights}
         for rows in micro_batches(read, np.arange(len(read)), TOKEN_BUDGET):
             part = self._encoded(whole, read, moments, rows, masks)
-            for name, together in terms.items() if part is not None else ():
+            if part is None:
+                continue
+            for name, together in terms.items():
                 head = self.heads[name] if name in self.heads else None  # noqa: SIM401
                 found = OBJECTIVES[name].loss(self.training, head, part)
                 if found.count:

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from ehrsequencing.batches import Batch
 from ehrsequencing.config import PretrainConfig
 from ehrsequencing.errors import EhrError
-from ehrsequencing.models.configuration import ATTENTIONS
+from ehrsequencing.models.configuration import ATTENTIONS, BEHRTConfig
 from ehrsequencing.models.piecewise import marginal_log_rates, piecewise_nll, quantile_edges
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM
 from ehrsequencing.models.pretraining_heads import NextVisitHead, TimeToEventHead, ValueHead
@@ -61,9 +61,14 @@ class Training:
         return cls(model, store, config, seed, predicted, N_SPECIAL + int(counts.argmax()))
 
     @property
+    def sizes(self) -> BEHRTConfig:
+        """Of the encoder."""
+        return cast(BEHRTConfig, self.model.config)
+
+    @property
     def causal(self) -> bool:
         """Whether the encoder reads under the block-causal mask."""
-        return bool(self.model.config.attention == "block_causal")
+        return bool(self.sizes.attention == "block_causal")
 
     def moments(self, store: TokenStore, generator: np.random.Generator) -> Moments:
         """After which visits the future is predicted: several of a record, or the one at which it is cut."""
@@ -189,7 +194,7 @@ def _masked_values(training: Training, head: nn.Module | None, part: MicroBatch)
 def _next_visit(training: Training, head: nn.Module | None, part: MicroBatch) -> Term:
     """Binary cross-entropy over the vocabulary, of every visit that has a next one; nats a code that stands in it."""
     own, future = cast(NextVisitHead, head), cast(Future, part.future)
-    truth = next_codes(future.store, future.moments, training.model.config.vocab_size)  # [Q,V]
+    truth = next_codes(future.store, future.moments, training.sizes.vocab_size)  # [Q,V]
     asked = np.flatnonzero(truth.any(axis=1))
     truth = truth[asked] & training.predicted
     if not truth.any():
@@ -210,7 +215,7 @@ def _bce(logits: Float[Tensor, "Q V"], truth: Float[Tensor, "Q V"], head: NextVi
 def _time_to_event(training: Training, head: nn.Module | None, part: MicroBatch) -> Term:
     """Piecewise-exponential −log L of the time to each code's next occurrence; nats an occurrence that was seen."""
     own, future = cast(TimeToEventHead, head), cast(Future, part.future)
-    found = waits(future.store, future.moments, own.codes.numpy(), training.model.config.vocab_size)
+    found = waits(future.store, future.moments, own.codes.numpy(), training.sizes.vocab_size)
     if not found.event.any():
         return Term(torch.zeros(()), 0)
     duration, event = torch.from_numpy(found.duration).float(), torch.from_numpy(found.event)  # [Q,N]
@@ -227,12 +232,12 @@ def _time_to_event(training: Training, head: nn.Module | None, part: MicroBatch)
 def _value_head(training: Training, tokenizer: Tokenizer) -> ValueHead:
     if not np.isfinite(training.store.value).any():
         raise EhrError("no value to guess in the records", "masked-values", "leave this objective out")
-    return ValueHead(training.model.config)
+    return ValueHead(training.sizes)
 
 
 def _next_visit_head(training: Training, tokenizer: Tokenizer) -> NextVisitHead:
-    head = NextVisitHead(training.model.config)
-    log_odds = visit_log_odds(training.store, training.model.config.vocab_size)
+    head = NextVisitHead(training.sizes)
+    log_odds = visit_log_odds(training.store, training.sizes.vocab_size)
     head.set_marginal(torch.from_numpy(log_odds).float(), torch.from_numpy(training.predicted))
     return head
 
@@ -245,9 +250,9 @@ def _time_to_event_head(training: Training, tokenizer: Tokenizer) -> TimeToEvent
     generator = np.random.default_rng(training.seed)
     rows = np.sort(generator.permutation(len(training.store))[:FIT_ROWS])
     store = training.store.take(rows)
-    found = waits(store, training.moments(store, generator), codes, training.model.config.vocab_size)
+    found = waits(store, training.moments(store, generator), codes, training.sizes.vocab_size)
     edges = quantile_edges(found.duration[found.event], config.n_pieces)
-    head = TimeToEventHead(training.model.config, len(codes), len(edges), config.rank)
+    head = TimeToEventHead(training.sizes, len(codes), len(edges), config.rank)
     rates = marginal_log_rates(found.duration, found.event, found.seen.astype(np.int64), head.kinds, edges)
     head.set_marginal(torch.from_numpy(codes), torch.from_numpy(edges).float(), torch.from_numpy(rates).float())
     return head
