@@ -319,6 +319,9 @@ class ModelConfig(Strict):
     attention: Literal["bidirectional", "block_causal"] = Field(
         default="bidirectional", description="block_causal lets a token see its own and earlier visits only"
     )
+    code_vectors: str | None = Field(
+        default=None, description="a file of code vectors (parquet or safetensors) that code embeddings start from"
+    )
 
 
 class OptimizerConfig(Strict):
@@ -338,7 +341,7 @@ class PretrainConfig(Strict):
 
     epochs: int = Field(default=10, ge=1, description="passes over the records")
     batch_size: int = Field(default=16, ge=1, description="records a step")
-    objectives: dict[PretrainingObjectiveName, Annotated[float, Field(gt=0)]] = Field(
+    objectives: dict[PretrainingObjectiveName, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default={"masked-codes": 1.0}, min_length=1, description="what is learned jointly, by name, and its weight"
     )
     mask_fraction: float = Field(default=0.15, gt=0, lt=1, description="share of codes to guess")
@@ -356,7 +359,10 @@ class PretrainConfig(Strict):
         default=8, ge=1, description="visits of a record after which the future is predicted, under block_causal"
     )
     exclude_codes: tuple[str, ...] = Field(
-        default=(), description="codes that time-to-event and next-visit never predict, such as a task's outcome"
+        default=(), description="codes that time-to-event and next-visit never predict"
+    )
+    exclude_outcome: bool = Field(
+        default=True, description="nor the codes of the task's outcome and competing events: they would be labels"
     )
     validation_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="share of the subjects kept to choose the epoch"

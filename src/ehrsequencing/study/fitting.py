@@ -25,7 +25,7 @@ from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.report.inputs import TRAJECTORIES
 from ehrsequencing.study.assemble import WIDE, blend_name, calibrated_row, make_bundle
-from ehrsequencing.study.data import Division, Prepared, prepare, pretraining_records
+from ehrsequencing.study.data import Division, Prepared, kept_from_outcomes, prepare, pretraining_records
 from ehrsequencing.study.kept import Kept, Scored
 from ehrsequencing.study.oracle import ORACLE, WHY, oracle_predictions
 from ehrsequencing.study.simple import simple_models
@@ -118,7 +118,7 @@ def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
     result = pretrain(
         store,
         tokenizer,
-        work.study.pretrain,
+        kept_from_outcomes(work.study.pretrain, work.dataset, work.task),
         work.study.model,
         seed=work.study.seeds[0],
         progress=work.progress,

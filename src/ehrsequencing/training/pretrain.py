@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ehrsequencing.batches import collate, cut_at_random, micro_batches
 from ehrsequencing.config import TOKEN_BUDGET, ModelConfig, PretrainConfig
 from ehrsequencing.errors import EhrError
 from ehrsequencing.models.behrt import BEHRTConfig
+from ehrsequencing.models.code_vectors import CodeVectors, start_from_vectors
 from ehrsequencing.models.pooling import pool, pool_visits
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, mask_tokens
 from ehrsequencing.models.strategies import FootprintAudit
@@ -213,6 +215,7 @@ def pretrain(
             attention=size.attention,
         )
     )
+    vectors = _given_vectors(model, tokenizer, store, size.code_vectors)
     order = np.random.default_rng(seed).permutation(np.unique(subject))
     validates = np.isin(subject, order[: max(1, round(config.validation_fraction * len(order)))])
     train_rows = usable[~validates]
@@ -225,7 +228,18 @@ def pretrain(
     history = train(learner, objective, schedule, title="pretraining", progress=progress, audit=FootprintAudit(learner),
                     resume=resume)  # fmt: skip
     learner.eval()
-    return Pretrained(model, _record(history, objective, store, tokenizer), heads)
+    return Pretrained(model, _record(history, objective, store, tokenizer) | vectors, heads)
+
+
+def _given_vectors(
+    model: BEHRTForMaskedLM, tokenizer: Tokenizer, store: TokenStore, file: str | None
+) -> dict[str, Any]:
+    """Start code embeddings from the file's vectors, where one is named; what the record tells of it."""
+    if file is None:
+        return {}
+    given = CodeVectors.read(file)
+    covered = start_from_vectors(model.behrt, tokenizer, store, given)
+    return {"code_vectors": {"file": Path(file).name, "digest": digest_of([*given.codes, given.vectors]), **covered}}
 
 
 def _record(history: list[Epoch], objective: Mixture, store: TokenStore, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -26,4 +26,10 @@ def learned(record: Mapping[str, Any], *, brackets: bool = False) -> str:
         )
         if loss in record and base in record
     ]
+    if "code_vectors" in record:
+        given = record["code_vectors"]
+        told.append(
+            f"{given['codes_covered']:,} codes started from given vectors ({given['share_of_vocabulary']:.0%} of the "
+            f"vocabulary, {given['share_of_tokens']:.0%} of the tokens; {given['unknown_codes']:,} given codes unknown)"
+        )
     return "; ".join(told)
