@@ -122,10 +122,25 @@ def cut_at_random(
     moved = (coin < fraction) & np.isfinite(first)
     cut = np.where(moved, last + place * (first - last), 0.0).astype(np.float32)  # [B] days before prediction_time
     cut = np.where(moved, np.minimum(cut, first), cut)  # rounding must not lose the first event
+    stays = ~np.isfinite(whole.day) | (whole.day >= cut[row])
+    return cut_at(whole, cut, moved, stays)
+
+
+def cut_at(
+    whole: TokenStore,
+    cut: Float32[np.ndarray, " B"],
+    moved: Bool[np.ndarray, " B"],
+    stays: Bool[np.ndarray, " T"],
+) -> TokenStore:
+    """The rows ``moved`` cut at ``cut`` days before their prediction_time, of all rows the tokens that stay.
+
+    ``[CLS]`` stays, with the age at the cut and the days since the last event that stays; ``day`` counts from the cut.
+    """
+    row = np.repeat(np.arange(len(whole)), whole.lengths)  # [T]
     cls = np.zeros(len(row), dtype=bool)
     cls[whole.offsets[:-1]] = True
-    stays = cls | ~np.isfinite(whole.day) | (whole.day >= cut[row])
-    _, latest = _row_extremes(whole.day, dated & stays, row, len(whole))
+    stays = cls | stays
+    _, latest = _row_extremes(whole.day, np.isfinite(whole.day) & ~cls & stays, row, len(whole))
     age, gap = whole.age.copy(), whole.gap.copy()
     day = np.where(cls, whole.day, whole.day - cut[row])
     starts = whole.offsets[:-1]

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int64
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from torch import nn
 
 from ehrsequencing.config import TaskConfig, parse
 from ehrsequencing.errors import EhrError, Exit, nearest
@@ -29,6 +31,7 @@ from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.blend import blend
 from ehrsequencing.models.lora import adapter_of, load_adapter, save_adapter
 from ehrsequencing.models.pretraining import BEHRTForMaskedLM
+from ehrsequencing.models.pretraining_heads import heads_like
 from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.tokens import Tokenizer
@@ -37,6 +40,7 @@ FORMAT = 1
 MARKER = "bundle.json"
 ENCODER_MARKER = "pretraining.json"
 SEEN = "seen.safetensors"
+HEADS = "heads.safetensors"
 
 
 @dataclass(frozen=True)
@@ -195,13 +199,15 @@ class Bundle:
 
 @dataclass
 class Encoder:
-    """A pretrained encoder with its masked-code head, the tokenizer it reads through, and the record of its making."""
+    """A pretrained encoder with its objectives' heads, the tokenizer it reads through, and the record of its making."""
 
     masked_lm: BEHRTForMaskedLM
     tokenizer: Tokenizer
     record: dict[str, Any]
     seen: Float64[np.ndarray, " n"]
     """Hashes of the subjects it was pretrained on, sorted."""
+    heads: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    """Of the objectives beside masked codes, by their names."""
 
     @staticmethod
     def hashes(subject_ids: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
@@ -228,6 +234,9 @@ class Encoder:
         """Write model, tokenizer and record; appears whole or not at all."""
         with staged(folder, ENCODER_MARKER) as draft:
             self.masked_lm.save_pretrained(draft)
+            if self.heads:
+                kept = {name: tensor.contiguous().numpy() for name, tensor in self.heads.state_dict().items()}
+                save_file(kept, draft / HEADS)
             self.tokenizer.save(draft / "tokenizer.json")
             save_file({"seen": self.seen}, draft / SEEN)
             write_json(draft / ENCODER_MARKER, {**self.record, "format": FORMAT, "files": _digests(draft)})
@@ -244,7 +253,12 @@ class Encoder:
                 part.config._name_or_path = ""  # a bundle must not name the place its encoder came from
             facts = {name: value for name, value in record.items() if name not in ("format", "files")}
             seen = load_file(folder / SEEN)["seen"]
-            return cls(model, Tokenizer.load(folder / "tokenizer.json"), facts, seen)
+            kept = load_file(folder / HEADS) if (folder / HEADS).is_file() else {}
+            heads = heads_like(
+                cast(BEHRTConfig, model.config), {name: torch.from_numpy(tensor) for name, tensor in kept.items()}
+            )
+            tokenizer = Tokenizer.load(folder / "tokenizer.json")
+            return cls(model, tokenizer, facts, seen, heads.eval())
 
 
 def environment() -> dict[str, str]:

@@ -319,6 +319,9 @@ class ModelConfig(Strict):
     attention: Literal["bidirectional", "block_causal"] = Field(
         default="bidirectional", description="block_causal lets a token see its own and earlier visits only"
     )
+    code_vectors: str | None = Field(
+        default=None, description="a file of code vectors (parquet or safetensors) that code embeddings start from"
+    )
 
 
 class OptimizerConfig(Strict):
@@ -330,13 +333,37 @@ class OptimizerConfig(Strict):
     clip_norm: float = Field(default=1.0, gt=0, description="largest norm of a gradient")
 
 
+PretrainingObjectiveName = Literal["masked-codes", "masked-values", "next-visit", "time-to-event"]
+
+
 class PretrainConfig(Strict):
-    """Masked-language-model pretraining."""
+    """What the encoder learns before any outcome is shown to it: a mix of objectives, trained jointly."""
 
     epochs: int = Field(default=10, ge=1, description="passes over the records")
     batch_size: int = Field(default=16, ge=1, description="records a step")
+    objectives: dict[PretrainingObjectiveName, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default={"masked-codes": 1.0}, min_length=1, description="what is learned jointly, by name, and its weight"
+    )
     mask_fraction: float = Field(default=0.15, gt=0, lt=1, description="share of codes to guess")
-    cut_fraction: float = Field(default=0.5, ge=0, le=1, description="share of records cut at a random time")
+    cut_fraction: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of records cut at a random time; all are, after a random visit, where an objective predicts "
+        "what comes next from a bidirectional encoder",
+    )
+    n_codes: int = Field(default=64, ge=1, description="time-to-event: so many codes, those of most training subjects")
+    n_pieces: int = Field(default=8, ge=1, description="time-to-event: pieces of constant hazard")
+    rank: int = Field(default=32, ge=1, description="time-to-event: rank of the head")
+    visits_per_record: int = Field(
+        default=8, ge=1, description="visits of a record after which the future is predicted, under block_causal"
+    )
+    exclude_codes: tuple[str, ...] = Field(
+        default=(), description="codes that time-to-event and next-visit never predict"
+    )
+    exclude_outcome: bool = Field(
+        default=True, description="nor the codes of the task's outcome and competing events: they would be labels"
+    )
     validation_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="share of the subjects kept to choose the epoch"
     )

@@ -65,6 +65,16 @@ def pretrain(
     attention: Annotated[
         str, typer.Option(help="bidirectional, or block_causal for predictions at every visit")
     ] = "bidirectional",
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=WEIGHT]",
+            help="masked-codes (the default), masked-values, next-visit, time-to-event; several are learned jointly",
+        ),
+    ] = None,
+    code_vectors: Annotated[
+        Path | None, typer.Option(help="parquet or safetensors: vectors that code embeddings start from")
+    ] = None,
     split_seed: Seed = 0,
     tuning_from: TuningFrom = None,
     held_out_from: HeldOutFrom = None,
@@ -72,7 +82,7 @@ def pretrain(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Pretrain an encoder by masked codes on the training subjects' whole records."""
+    """Pretrain an encoder, by masked codes or a mix of objectives, on the training subjects' whole records."""
     from ehrsequencing.cli.progress import ProgressDisplay
     from ehrsequencing.study import steps
 
@@ -86,6 +96,8 @@ def pretrain(
             epochs=epochs,
             size=size,
             attention=attention,
+            objectives=objective or (),
+            code_vectors=code_vectors,
             split=split,
             seed=seed,
             progress=progress,

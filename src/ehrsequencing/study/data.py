@@ -16,6 +16,7 @@ from ehrsequencing.batches import SurvivalData, VisitData
 from ehrsequencing.bundle import Encoder
 from ehrsequencing.cohort import Cohort, cut, whole_records
 from ehrsequencing.cohort.attrition import suppress
+from ehrsequencing.cohort.predicates import distinct_codes, matching_codes
 from ehrsequencing.cohort.splits import periods, subject_splits, units
 from ehrsequencing.cohort.times import midnight
 from ehrsequencing.config import (
@@ -27,6 +28,7 @@ from ehrsequencing.config import (
     DataConfig,
     FeaturesConfig,
     InputConfig,
+    PretrainConfig,
     SplitConfig,
     TaskConfig,
     TokensConfig,
@@ -44,6 +46,7 @@ from ehrsequencing.study.casemix import describe_casemix
 from ehrsequencing.synthetic import simulate
 from ehrsequencing.timegrid import TimeGrid, truncate
 from ehrsequencing.tokens import Tokenizer, TokenStore, tokenize, tokenize_windows
+from ehrsequencing.training.pretraining_objectives import OBJECTIVES
 
 INNER_TUNING = SPLIT_FRACTIONS[TUNING] / (SPLIT_FRACTIONS[TRAIN] + SPLIT_FRACTIONS[TUNING])
 
@@ -183,6 +186,20 @@ def pretraining_records(
     if attention == "block_causal":
         return tokenizer, tokenize_windows(history, rows, tokenizer).tokens
     return tokenizer, tokenize(history, rows, tokenizer)
+
+
+def kept_from_outcomes(config: PretrainConfig, dataset: MedsDataset, task: TaskConfig | InputConfig) -> PretrainConfig:
+    """The settings with the codes of the task's outcome and competing events among those never predicted.
+
+    Their times in the records of training subjects without a label would be labels by another name. Settings under
+    which nothing of the future is predicted are returned as they are.
+    """
+    predicts = any(OBJECTIVES[name].future for name in config.objectives)
+    if not (predicts and config.exclude_outcome and isinstance(task, TaskConfig)):
+        return config
+    known = distinct_codes(dataset.scan())
+    own = {code for event in (task.outcome, *task.competing.values()) for code in matching_codes(event.code, known)}
+    return config.model_copy(update={"exclude_codes": tuple(sorted(own.union(config.exclude_codes)))})
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.report.inputs import TRAJECTORIES
 from ehrsequencing.study.assemble import WIDE, blend_name, calibrated_row, make_bundle
-from ehrsequencing.study.data import Division, Prepared, prepare, pretraining_records
+from ehrsequencing.study.data import Division, Prepared, kept_from_outcomes, prepare, pretraining_records
 from ehrsequencing.study.kept import Kept, Scored
 from ehrsequencing.study.oracle import ORACLE, WHY, oracle_predictions
 from ehrsequencing.study.simple import simple_models
@@ -35,6 +35,7 @@ from ehrsequencing.training.loop import Progress, Tick
 from ehrsequencing.training.pretrain import pretrain
 from ehrsequencing.training.recipes import Recipe
 from ehrsequencing.training.resume import Resume
+from ehrsequencing.training.told import learned
 
 
 @dataclass(frozen=True)
@@ -117,20 +118,17 @@ def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
     result = pretrain(
         store,
         tokenizer,
-        work.study.pretrain,
+        kept_from_outcomes(work.study.pretrain, work.dataset, work.task),
         work.study.model,
         seed=work.study.seeds[0],
         progress=work.progress,
         resume=(loop := work.kept.loops(f"encoder{division.tag}")),
     )
-    encoder = Encoder(result.model, tokenizer, result.record, np.sort(Encoder.hashes(store.subject_id)))
+    encoder = Encoder(result.model, tokenizer, result.record, np.sort(Encoder.hashes(store.subject_id)), result.heads)
     encoder.save(work.kept.result / f"encoder{division.tag}")
     shutil.rmtree(loop.folder, ignore_errors=True)
     record = encoder.record
-    work.say(
-        f"encoder{division.tag}: {record['subjects']:,} records, {record['tokens']:,} tokens; masked codes guessed "
-        f"{record['accuracy']:.1%} of the time, the most frequent code alone {record['most_frequent_code']:.1%}"
-    )
+    work.say(f"encoder{division.tag}: {record['subjects']:,} records, {record['tokens']:,} tokens; {learned(record)}")
     return encoder
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from ehrsequencing.config import (
     load_task,
     parse,
 )
+from ehrsequencing.errors import EhrError, Exit, nearest
 from ehrsequencing.evaluation.compare import Interval, evaluate
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.files import refuse_unwritable, workplace
@@ -36,6 +38,7 @@ from ehrsequencing.study.auto import choose
 from ehrsequencing.study.data import (
     cut_short,
     divisions,
+    kept_from_outcomes,
     limit_labelled,
     prepare,
     pretraining_records,
@@ -45,8 +48,10 @@ from ehrsequencing.study.data import (
 from ehrsequencing.training.finetune import FeatureCache, FineTuned, finetune
 from ehrsequencing.training.loop import Progress, silent
 from ehrsequencing.training.pretrain import pretrain as run_pretraining
+from ehrsequencing.training.pretraining_objectives import OBJECTIVES
 from ehrsequencing.training.recipes import choose_recipe
 from ehrsequencing.training.resume import Resume
+from ehrsequencing.training.told import learned
 
 Say = Callable[[str], None]
 
@@ -80,6 +85,8 @@ def write_encoder(
     epochs: int | None = None,
     size: str = "small",
     attention: str = "bidirectional",
+    objectives: Sequence[str] = (),
+    code_vectors: Path | None = None,
     split: SplitConfig = SplitConfig(),
     seed: int = 0,
     progress: Progress = silent,
@@ -88,11 +95,17 @@ def write_encoder(
 
     Killed, it goes on from ``OUT.partial/`` when the same command is given again, to the same weights.
     """
+    asked = {"epochs": epochs, "objectives": weights_of(objectives) if objectives else None}
+    given = {name: value for name, value in asked.items() if value is not None}
+    pretraining = parse(PretrainConfig, given, "--objective, --epochs")
+    vectors = None if code_vectors is None else str(code_vectors)
+    shape = {"size": size, "attention": attention, "code_vectors": vectors}
+    model = parse(ModelConfig, shape, "--size, --attention, --code-vectors")
     with workplace(Path(out), ENCODER_MARKER, "pretrain") as place:
         encoder = pretrain(
             MedsDataset.open(meds),
-            PretrainConfig() if epochs is None else PretrainConfig(epochs=epochs),
-            model=parse(ModelConfig, {"size": size, "attention": attention}, "--size, --attention"),
+            pretraining,
+            model=model,
             input=InputConfig() if task is None else load_task(task),
             split=split,
             seed=seed,
@@ -103,9 +116,36 @@ def write_encoder(
     record = encoder.record
     return (
         f"encoder in {out}: {record['subjects']:,} records, {record['tokens']:,} tokens, "
-        f"{encoder.tokenizer.vocab_size:,} codes; masked codes guessed {record['accuracy']:.1%} of the time "
-        f"(the most frequent code alone: {record['most_frequent_code']:.1%})"
+        f"{encoder.tokenizer.vocab_size:,} codes; {learned(record, brackets=True)}"
     )
+
+
+def weights_of(objectives: Sequence[str]) -> dict[str, float]:
+    """Objectives given as ``name`` or ``name=weight``.
+
+    >>> weights_of(["masked-codes", "time-to-event=0.5"])
+    {'masked-codes': 1.0, 'time-to-event': 0.5}
+
+    Raises:
+        EhrError: exit 2 for an unknown name, a weight that is no positive number, or a name given twice.
+    """
+    weights: dict[str, float] = {}
+    for given in objectives:
+        name, equals, weight = given.partition("=")
+        if name not in OBJECTIVES:
+            close = nearest(name, OBJECTIVES, 1) or list(OBJECTIVES)
+            what = f"unknown objective '{name}'"
+            raise EhrError(what, "--objective", f"try {', '.join(close)}", code=Exit.USAGE)
+        if name in weights:
+            raise EhrError(f"'{name}' is given twice", "--objective", "give it once, with its weight", code=Exit.USAGE)
+        try:
+            weights[name] = float(weight) if equals else 1.0
+        except ValueError:
+            weights[name] = math.nan
+        if not 0 < weights[name] < math.inf:
+            what = f"the weight of '{name}' is no positive number: '{weight}'"
+            raise EhrError(what, "--objective", f"write {name}=0.5", code=Exit.USAGE)
+    return weights
 
 
 def pretrain(
@@ -133,9 +173,10 @@ def pretrain(
         cohort = build_cohort(dataset, task, calendar=split.calendar, visit_column=tokens.visit_column)
     subjects = divisions(dataset, None, split, task=task, cohort=cohort)[0].train_subjects()
     tokenizer, store = pretraining_records(dataset, subjects, input, tokens, model.attention, calendar=split.calendar)
+    config = kept_from_outcomes(config, dataset, input)
     result = run_pretraining(store, tokenizer, config, model, seed=seed, progress=progress, resume=resume)
     record = {**result.record, "split": split.model_dump(mode="json")}
-    return Encoder(result.model, tokenizer, record, np.sort(Encoder.hashes(store.subject_id)))
+    return Encoder(result.model, tokenizer, record, np.sort(Encoder.hashes(store.subject_id)), result.heads)
 
 
 def evaluate_held_out(data: SurvivalData, fitted: FineTuned, *, n_boot: int = 1_000) -> dict[str, Interval]:

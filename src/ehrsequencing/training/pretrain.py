@@ -1,23 +1,29 @@
-"""Pretrains an encoder on unlabelled records by masked codes, and says how much it learned."""
+"""Pretrains an encoder on unlabelled records by a mix of objectives, and says how much it learned."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from ehrsequencing.batches import collate, cut_at_random, micro_batches
 from ehrsequencing.config import TOKEN_BUDGET, ModelConfig, PretrainConfig
 from ehrsequencing.errors import EhrError
 from ehrsequencing.models.behrt import BEHRTConfig
-from ehrsequencing.models.pretraining import BEHRTForMaskedLM, mask_tokens
+from ehrsequencing.models.code_vectors import CodeVectors, start_from_vectors
+from ehrsequencing.models.pooling import pool, pool_visits
+from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, mask_tokens
 from ehrsequencing.models.strategies import FootprintAudit
 from ehrsequencing.tokens import N_SPECIAL, Tokenizer, TokenStore
+from ehrsequencing.training.futures import Moments, cut_after
 from ehrsequencing.training.loop import Epoch, Progress, Schedule, silent, train
+from ehrsequencing.training.pretraining_objectives import OBJECTIVES, Future, MicroBatch, Sum, Training, excluded_ids
 from ehrsequencing.training.resume import Resume, Snapshot, digest_of
 
 VALIDATION_SEED = 7
@@ -26,46 +32,121 @@ VALIDATION_SEED = 7
 
 @dataclass
 class Pretrained:
-    """A pretrained model and the record of how it came about (JSON-able)."""
+    """A pretrained model, the heads of its objectives, and the record of how it came about (JSON-able)."""
 
     model: BEHRTForMaskedLM
     record: dict[str, Any]
+    heads: nn.ModuleDict
 
 
-class MaskedCodes:
-    """The masked-code objective: random cuts, fresh masks every step, loss a selected position.
+class _Learner(nn.Module):
+    """Encoder and heads as the one module that the loop trains; what no objective uses is held still."""
 
-    Under the block-causal mask nothing is cut: every visit is already guessed as if its record ended there.
+    def __init__(self, model: BEHRTForMaskedLM, heads: nn.ModuleDict, names: Collection[str]) -> None:
+        super().__init__()
+        self.model, self.heads = model, heads
+        if "masked-codes" not in names:
+            for parameter in set(model.mlm_head.parameters()) - set(model.behrt.parameters()):
+                parameter.requires_grad_(False)
+
+
+class Mixture:
+    """The weighted sum of any objectives of the table, over one encoder pass a micro-batch.
+
+    Of a step, each objective's loss is a mean over the things it guesses (selected positions, occurrences), whichever
+    micro-batch they are in. Bidirectional records are cut: where an objective predicts the future each after a random
+    visit, otherwise a share of them at a random time. Under the block-causal mask nothing is cut: every visit is read
+    as if its record ended there.
     """
 
     def __init__(
-        self, model: BEHRTForMaskedLM, store: TokenStore, train_rows: Int64[np.ndarray, " n"],
-        valid_rows: Int64[np.ndarray, " m"], config: PretrainConfig, seed: int,
-    ) -> None:  # fmt: skip
-        self.model, self.store, self.config = model, store, config
+        self,
+        training: Training,
+        heads: nn.ModuleDict,
+        train_rows: Int64[np.ndarray, " n"],
+        store: TokenStore,
+        valid_rows: Int64[np.ndarray, " m"],
+    ) -> None:
+        self.training, self.heads, self.store = training, heads, store
+        self.model, self.config = training.model, training.config
         self.train_rows, self.valid_rows = train_rows, valid_rows
         self.n_rows = len(train_rows)
-        self.vocab_size = model.config.vocab_size
-        self.cuts, self.masks = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-        counts = np.bincount(store.take(train_rows).code, minlength=self.vocab_size)[N_SPECIAL:]
-        self.most_frequent = N_SPECIAL + int(counts.argmax())
+        self.weights: dict[str, float] = {
+            name: float(weight) for name, weight in sorted(self.config.objectives.items())
+        }
+        self.future = any(OBJECTIVES[name].future for name in self.weights)
+        self.masked = any(not OBJECTIVES[name].future for name in self.weights)
+        self.cuts = np.random.default_rng(training.seed)
+        self.masks = torch.Generator().manual_seed(training.seed)
 
     def loss(self, rows: Int64[np.ndarray, " b"]) -> Float[Tensor, ""]:
-        """Mean cross-entropy over all selected positions of the step."""
-        own = self.train_rows[rows]
-        causal = self.model.config.attention == "block_causal"
-        cut = self.store.take(own) if causal else cut_at_random(self.store, own, self.cuts, self.config.cut_fraction)
-        total, count = torch.zeros(()), 0
-        for part in micro_batches(cut, np.arange(len(cut)), TOKEN_BUDGET):
-            masked, targets = mask_tokens(collate(cut, part), self.vocab_size, self.masks, self.config.mask_fraction)
-            out = self.model(masked, targets)
-            total, count = total + out.loss * out.n_selected, count + out.n_selected
-        return total / max(count, 1)
+        """The weighted sum of the objectives' means over the step."""
+        terms = self._terms(self.store.take(self.train_rows[rows]), self.cuts, self.masks, self.config.cut_fraction)
+        found = [_weighted(term.mean, self.weights[name]) for name, term in terms.items()]
+        return found[0] if len(found) == 1 else torch.stack(found).sum()
+
+    def _terms(
+        self, whole: TokenStore, cuts: np.random.Generator, masks: torch.Generator, cut_fraction: float
+    ) -> dict[str, Sum]:
+        """Every objective's sums over the given records."""
+        read, moments = self._read(whole, cuts, cut_fraction)
+        terms: dict[str, Sum] = {name: Sum() for name in self.weights}
+        for rows in micro_batches(read, np.arange(len(read)), TOKEN_BUDGET):
+            part = self._encoded(whole, read, moments, rows, masks)
+            if part is None:
+                continue
+            for name, together in terms.items():
+                head = self.heads[name] if name in self.heads else None  # noqa: SIM401
+                found = OBJECTIVES[name].loss(self.training, head, part)
+                if found.count:
+                    together.add(found)
+        return terms
+
+    def _read(
+        self, whole: TokenStore, cuts: np.random.Generator, cut_fraction: float
+    ) -> tuple[TokenStore, Moments | None]:
+        """The records as they are read, and the moments after which the future is predicted."""
+        moments = self.training.moments(whole, cuts) if self.future else None
+        if self.training.causal:
+            return whole, moments
+        if moments is not None:
+            return cut_after(whole, moments), moments
+        every = np.arange(len(whole))
+        return (cut_at_random(whole, every, cuts, cut_fraction) if cut_fraction else whole), None
+
+    def _encoded(
+        self,
+        whole: TokenStore,
+        read: TokenStore,
+        moments: Moments | None,
+        rows: Int64[np.ndarray, " b"],
+        masks: torch.Generator,
+    ) -> MicroBatch | None:
+        """A micro-batch through the encoder; None where there is nothing in it to guess."""
+        batch = collate(read, rows)
+        shown, targets = batch, torch.full_like(batch.code, IGNORE)
+        if self.masked:
+            shown, targets = mask_tokens(batch, self.model.config.vocab_size, masks, self.config.mask_fraction)
+        local = np.full(len(read), -1)
+        local[rows] = np.arange(len(rows))
+        own = None if moments is None else moments.take(np.flatnonzero(local[moments.row] >= 0))
+        if not bool((targets != IGNORE).any()) and not own:
+            return None
+        hidden = self.model.behrt(shown)  # [B,L,H]
+        if own is None:
+            return MicroBatch(batch, targets, hidden)
+        at = torch.from_numpy(local[own.row])  # [Q]
+        if self.training.causal:
+            vectors = pool_visits(hidden, batch.mask, batch.visit)[at, torch.from_numpy(own.visit)]  # [Q,F]
+        else:
+            vectors = pool(hidden, batch.mask)[at]  # [Q,F]
+        return MicroBatch(batch, targets, hidden, Future(whole, own, vectors))
 
     def fingerprint(self) -> str:
         """Of the records, their division, and the settings."""
         rows = [self.train_rows, self.valid_rows]
-        return digest_of([self.store.fingerprint, *rows, self.config.model_dump(mode="json"), self.vocab_size])
+        vocab_size = self.model.config.vocab_size
+        return digest_of([self.store.fingerprint, *rows, self.config.model_dump(mode="json"), vocab_size])
 
     def state(self) -> Snapshot:
         """The generators of cuts and masks."""
@@ -78,26 +159,24 @@ class MaskedCodes:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss and accuracy on the validation subjects' whole records, and the rate of always guessing one code."""
-        masks = torch.Generator().manual_seed(VALIDATION_SEED)
-        loss, correct, majority, count = 0.0, 0, 0, 0
-        for part in micro_batches(self.store, self.valid_rows, TOKEN_BUDGET):
-            batch = collate(self.store, part)
-            masked, targets = mask_tokens(batch, self.vocab_size, masks, self.config.mask_fraction)
-            out = self.model(masked, targets)
-            loss, correct, count = (
-                loss + float(out.loss) * out.n_selected,
-                correct + out.n_correct,
-                count + out.n_selected,
-            )
-            majority += int((targets == self.most_frequent).sum())
-        n = max(count, 1)
-        return {
-            "validation_loss": loss / n,
-            "accuracy": correct / n,
-            "most_frequent_code": majority / n,
-            "score": -loss / n,
+        """Each objective's mean loss on the validation subjects, and what guessing without a model would give.
+
+        Masks and cuts are the same at every epoch; where no objective predicts the future, records are read whole.
+        """
+        masks, cuts = torch.Generator().manual_seed(VALIDATION_SEED), np.random.default_rng(VALIDATION_SEED)
+        terms = self._terms(self.store.take(self.valid_rows), cuts, masks, 0.0)
+        losses = {name: float(term.mean) for name, term in terms.items()}
+        loss = sum(self.weights[name] * value for name, value in losses.items())
+        figures = {
+            figure: value / max(term.count, 1) for term in terms.values() for figure, value in term.figures.items()
         }
+        alone = list(self.weights) == ["masked-codes"]
+        named = {} if alone else {f"{name.replace('-', '_')}_loss": value for name, value in losses.items()}
+        return {"validation_loss": loss, **named, **figures, "score": -loss}
+
+
+def _weighted(loss: Tensor, weight: float) -> Tensor:
+    return loss if weight == 1 else loss * weight
 
 
 def pretrain(
@@ -110,7 +189,7 @@ def pretrain(
     progress: Progress = silent,
     resume: Resume | None = None,
 ) -> Pretrained:
-    """Masked-code pretraining on the records of ``store``, all of them training subjects' own.
+    """Pretraining on the records of ``store``, all of them training subjects' own.
 
     A share of the subjects is kept for validation; the epoch with the lowest validation loss is kept. ``resume`` says
     where the state is saved as it goes, and taken up again after a killed run.
@@ -136,30 +215,58 @@ def pretrain(
             attention=size.attention,
         )
     )
+    vectors = _given_vectors(model, tokenizer, store, size.code_vectors)
     order = np.random.default_rng(seed).permutation(np.unique(subject))
     validates = np.isin(subject, order[: max(1, round(config.validation_fraction * len(order)))])
-    objective = MaskedCodes(model, store, usable[~validates], usable[validates], config, seed)
+    train_rows = usable[~validates]
+    training = Training.of(model, store.take(train_rows), tokenizer, config, seed)
+    makers = {name: OBJECTIVES[name].make_head for name in sorted(config.objectives)}
+    heads = nn.ModuleDict({name: make(training, tokenizer) for name, make in makers.items() if make is not None})
+    objective = Mixture(training, heads, train_rows, store, usable[validates])
+    learner = _Learner(model, heads, config.objectives)
     schedule = Schedule(config.epochs, config.batch_size, config.optimizer, None, seed)
-    history = train(model, objective, schedule, title="pretraining", progress=progress, audit=FootprintAudit(model),
+    history = train(learner, objective, schedule, title="pretraining", progress=progress, audit=FootprintAudit(learner),
                     resume=resume)  # fmt: skip
-    model.eval()
-    return Pretrained(model, _record(history, objective, store, config, seed))
+    learner.eval()
+    return Pretrained(model, _record(history, objective, store, tokenizer) | vectors, heads)
 
 
-def _record(
-    history: list[Epoch], objective: MaskedCodes, store: TokenStore, config: PretrainConfig, seed: int
+def _given_vectors(
+    model: BEHRTForMaskedLM, tokenizer: Tokenizer, store: TokenStore, file: str | None
 ) -> dict[str, Any]:
+    """Start code embeddings from the file's vectors, where one is named; what the record tells of it."""
+    if file is None:
+        return {}
+    given = CodeVectors.read(file)
+    covered = start_from_vectors(model.behrt, tokenizer, store, given)
+    return {"code_vectors": {"file": Path(file).name, "digest": digest_of([*given.codes, given.vectors]), **covered}}
+
+
+def _record(history: list[Epoch], objective: Mixture, store: TokenStore, tokenizer: Tokenizer) -> dict[str, Any]:
     best = next(epoch for epoch in history if epoch.best)
     return {
-        "objective": "masked codes",
+        "objective": " + ".join(name.replace("-", " ") for name in objective.weights),
+        "objectives": _told(objective, tokenizer),
         "attention": objective.model.config.attention,
+        "records_of": "training subjects only",
         "subjects": len(np.unique(store.subject_id)),
         "validation_subjects": len(np.unique(store.subject_id[objective.valid_rows])),
         "tokens": int(store.offsets[-1]),
         "tokens_fingerprint": store.fingerprint,
-        "settings": config.model_dump(mode="json"),
-        "seed": seed,
+        "settings": objective.config.model_dump(mode="json"),
+        "seed": objective.training.seed,
         "seconds": sum(epoch.seconds for epoch in history),
-        **{name: best.metrics[name] for name in ("validation_loss", "accuracy", "most_frequent_code")},
+        **{name: value for name, value in best.metrics.items() if name != "score"},
         "history": [epoch.to_dict() for epoch in history],
     }
+
+
+def _told(objective: Mixture, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Of each objective its weight, what it predicts, and the codes it was kept from."""
+    told: dict[str, Any] = {}
+    for name, weight in objective.weights.items():
+        facts = OBJECTIVES[name].facts(objective.heads[name], tokenizer) if name in objective.heads else {}
+        ids = excluded_ids(tokenizer, objective.config.exclude_codes)
+        excluded = {"never_predicted": [tokenizer.codes[code] for code in ids]} if OBJECTIVES[name].future else {}
+        told[name] = {"weight": weight, **facts, **excluded}
+    return told

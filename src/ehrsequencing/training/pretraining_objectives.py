@@ -1,0 +1,307 @@
+"""The pretraining objectives, one entry each: what it needs of a step, its head, its loss on a micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, huber_loss
+
+from ehrsequencing.batches import Batch
+from ehrsequencing.config import PretrainConfig
+from ehrsequencing.errors import EhrError
+from ehrsequencing.models.configuration import ATTENTIONS, BEHRTConfig
+from ehrsequencing.models.piecewise import marginal_log_rates, piecewise_nll, quantile_edges
+from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM
+from ehrsequencing.models.pretraining_heads import NextVisitHead, TimeToEventHead, ValueHead
+from ehrsequencing.tokens import N_SPECIAL, UNK, Tokenizer, TokenStore
+from ehrsequencing.training.futures import (
+    Moments,
+    frequent_codes,
+    next_codes,
+    one_moment_a_row,
+    several_moments,
+    visit_log_odds,
+    waits,
+)
+
+FIT_ROWS = 5_000
+"""Records at most from which the pieces and marginal rates of time-to-event are taken."""
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What heads are made from: the training subjects' own records, how they are coded, and the settings.
+
+    Attributes:
+        predicted: which ids may be predicted as the future: no special token, none of the excluded codes.
+    """
+
+    model: BEHRTForMaskedLM
+    store: TokenStore
+    config: PretrainConfig
+    seed: int
+    predicted: Bool[np.ndarray, " V"]
+    most_frequent: int
+
+    @classmethod
+    def of(
+        cls, model: BEHRTForMaskedLM, store: TokenStore, tokenizer: Tokenizer, config: PretrainConfig, seed: int
+    ) -> Training:
+        vocab = model.config.vocab_size
+        counts = np.bincount(store.code, minlength=vocab)[N_SPECIAL:]
+        predicted = np.arange(vocab) >= N_SPECIAL
+        excluded = excluded_ids(tokenizer, config.exclude_codes)
+        predicted[excluded] = False
+        return cls(model, store, config, seed, predicted, N_SPECIAL + int(counts.argmax()))
+
+    @property
+    def sizes(self) -> BEHRTConfig:
+        """Of the encoder."""
+        return cast(BEHRTConfig, self.model.config)
+
+    @property
+    def causal(self) -> bool:
+        """Whether the encoder reads under the block-causal mask."""
+        return bool(self.sizes.attention == "block_causal")
+
+    def moments(self, store: TokenStore, generator: np.random.Generator) -> Moments:
+        """After which visits the future is predicted: several of a record, or the one at which it is cut."""
+        if self.causal:
+            return several_moments(store, generator, self.config.visits_per_record)
+        return one_moment_a_row(store, generator)
+
+
+def excluded_ids(tokenizer: Tokenizer, codes: tuple[str, ...]) -> list[int]:
+    """The ids that the excluded codes are read as: their own, or that of the ancestor a rare code falls back to."""
+    ids = {tokenizer.encode(code) for code in codes}
+    return sorted(ids - {UNK})
+
+
+@dataclass(frozen=True, eq=False)
+class Future:
+    """Q moments in the whole rows of a store, and the encoder's pooled vector of what is known at each."""
+
+    store: TokenStore
+    moments: Moments
+    vectors: Float[Tensor, "Q F"]
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """One micro-batch after the encoder.
+
+    Attributes:
+        batch: the records as they are before masking.
+        targets: the codes to guess, IGNORE elsewhere.
+        hidden: of every token, as the encoder read it masked.
+        future: where some objective predicts it.
+    """
+
+    batch: Batch
+    targets: Int[Tensor, "B L"]
+    hidden: Float[Tensor, "B L H"]
+    future: Future | None = None
+
+
+@dataclass
+class Term:
+    """A mean loss over ``count`` things guessed, and sums over them of figures for people."""
+
+    mean: Tensor
+    count: int
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Sum:
+    """Terms of several micro-batches together."""
+
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    count: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def add(self, term: Term) -> None:
+        """Join a micro-batch; in double precision where nothing is learned from it."""
+        mean = term.mean if torch.is_grad_enabled() else term.mean.double()
+        self.total, self.count = self.total + mean * term.count, self.count + term.count
+        for name, value in term.figures.items():
+            self.figures[name] = self.figures.get(name, 0.0) + value
+
+    @property
+    def mean(self) -> Tensor:
+        """Over all of them; 0, without gradient, where there was none."""
+        return self.total / max(self.count, 1)
+
+
+Loss = Callable[[Training, nn.Module | None, MicroBatch], Term]
+
+
+@dataclass(frozen=True)
+class PretrainingObjective:
+    """An objective as data.
+
+    Attributes:
+        future: whether it predicts what comes after a moment (then bidirectional records are cut there).
+        attentions: the masks it works under.
+        make_head: its head, fitted to the training records' marginals; None where the encoder's own serves.
+        loss: on a micro-batch: the mean, and over how many things.
+        facts: what the record of the pretraining tells of it.
+    """
+
+    name: str
+    why: str
+    future: bool
+    loss: Loss
+    make_head: Callable[[Training, Tokenizer], nn.Module] | None = None
+    facts: Callable[[nn.Module, Tokenizer], dict[str, Any]] = lambda head, tokenizer: {}
+    attentions: tuple[str, ...] = ATTENTIONS
+
+
+def _masked_codes(training: Training, head: nn.Module | None, part: MicroBatch) -> Term:
+    """Cross-entropy of the code at each selected position; nats a position."""
+    model = training.model
+    selected = part.targets != IGNORE  # [B,L]
+    truth = part.targets[selected]  # [M]
+    if len(truth) == 0:
+        return Term(torch.zeros(()), 0)
+    logits = model.mlm_head(part.hidden[selected])  # [M,V]
+    correct = int((logits.argmax(dim=-1) == truth).sum())
+    figures = {"accuracy": correct, "most_frequent_code": int((truth == training.most_frequent).sum())}
+    return Term(cross_entropy(logits.float(), truth), len(truth), dict(figures))
+
+
+def _masked_values(training: Training, head: nn.Module | None, part: MicroBatch) -> Term:
+    """Huber loss of the standardised value at each selected position that carried one.
+
+    The encoder does not see the value there, nor mostly the code; the head is told the code.
+    """
+    selected = (part.targets != IGNORE) & part.batch.has_value  # [B,L]
+    truth = part.batch.value[selected]  # [M]
+    if len(truth) == 0:
+        return Term(torch.zeros(()), 0)
+    codes = training.model.behrt.embeddings.code_embedding(part.targets[selected])  # [M,W]
+    guess = cast(ValueHead, head)(part.hidden[selected], codes)  # [M]
+    median = huber_loss(torch.zeros_like(truth), truth, reduction="sum")
+    return Term(huber_loss(guess, truth), len(truth), {"masked_values_median": float(median)})
+
+
+def _next_visit(training: Training, head: nn.Module | None, part: MicroBatch) -> Term:
+    """Binary cross-entropy over the vocabulary, of every visit that has a next one; nats a code that stands in it."""
+    own, future = cast(NextVisitHead, head), cast(Future, part.future)
+    truth = next_codes(future.store, future.moments, training.sizes.vocab_size)  # [Q,V]
+    asked = np.flatnonzero(truth.any(axis=1))
+    truth = truth[asked] & training.predicted
+    if not truth.any():
+        return Term(torch.zeros(()), 0)
+    logits = own(
+        future.vectors[torch.from_numpy(asked)], training.model.behrt.embeddings.code_embedding.weight
+    )  # [Q,V]
+    wanted = torch.from_numpy(truth).float()  # [Q,V]
+    figures = {} if own.training else {"next_visit_marginal": float(_bce(own.bias.expand_as(logits), wanted, own))}
+    return Term(_bce(logits, wanted, own) / int(truth.sum()), int(truth.sum()), figures)
+
+
+def _bce(logits: Float[Tensor, "Q V"], truth: Float[Tensor, "Q V"], head: NextVisitHead) -> Float[Tensor, ""]:
+    weight = head.predicted.to(logits.dtype)  # [V]
+    return binary_cross_entropy_with_logits(logits, truth, weight.expand_as(logits), reduction="sum")
+
+
+def _time_to_event(training: Training, head: nn.Module | None, part: MicroBatch) -> Term:
+    """Piecewise-exponential −log L of the time to each code's next occurrence; nats an occurrence that was seen."""
+    own, future = cast(TimeToEventHead, head), cast(Future, part.future)
+    found = waits(future.store, future.moments, own.codes.numpy(), training.sizes.vocab_size)
+    if not found.event.any():
+        return Term(torch.zeros(()), 0)
+    duration, event = torch.from_numpy(found.duration).float(), torch.from_numpy(found.event)  # [Q,N]
+    seen = torch.from_numpy(found.seen)  # [Q,N]
+    loss = piecewise_nll(own(future.vectors, seen), duration, event, own.edges).sum()
+    figures = {}
+    if not own.training:
+        marginal = piecewise_nll(own.marginal(seen), duration, event, own.edges).sum()
+        figures = {"time_to_event_biases": float(marginal)}
+    count = int(found.event.sum())
+    return Term(loss / count, count, figures)
+
+
+def _value_head(training: Training, tokenizer: Tokenizer) -> ValueHead:
+    if not np.isfinite(training.store.value).any():
+        raise EhrError("no value to guess in the records", "masked-values", "leave this objective out")
+    return ValueHead(training.sizes)
+
+
+def _next_visit_head(training: Training, tokenizer: Tokenizer) -> NextVisitHead:
+    head = NextVisitHead(training.sizes)
+    log_odds = visit_log_odds(training.store, training.sizes.vocab_size)
+    head.set_marginal(torch.from_numpy(log_odds).float(), torch.from_numpy(training.predicted))
+    return head
+
+
+def _time_to_event_head(training: Training, tokenizer: Tokenizer) -> TimeToEventHead:
+    config = training.config
+    codes, _ = frequent_codes(training.store, config.n_codes, training.predicted)
+    if len(codes) == 0:
+        raise EhrError("no dated code to predict", "time-to-event", "leave this objective out, or exclude fewer codes")
+    generator = np.random.default_rng(training.seed)
+    rows = np.sort(generator.permutation(len(training.store))[:FIT_ROWS])
+    store = training.store.take(rows)
+    found = waits(store, training.moments(store, generator), codes, training.sizes.vocab_size)
+    edges = quantile_edges(found.duration[found.event], config.n_pieces)
+    head = TimeToEventHead(training.sizes, len(codes), len(edges), config.rank)
+    rates = marginal_log_rates(found.duration, found.event, found.seen.astype(np.int64), head.kinds, edges)
+    head.set_marginal(torch.from_numpy(codes), torch.from_numpy(edges).float(), torch.from_numpy(rates).float())
+    return head
+
+
+def _time_to_event_facts(head: nn.Module, tokenizer: Tokenizer) -> dict[str, Any]:
+    own = cast(TimeToEventHead, head)
+    return {
+        "codes": [tokenizer.codes[code] for code in own.codes.tolist()],
+        "pieces_begin_days": [round(edge, 4) for edge in own.edges.tolist()],
+    }
+
+
+def _value_facts(head: nn.Module, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {"codes_with_values": len(tokenizer.value_codes)}
+
+
+OBJECTIVES: Mapping[str, PretrainingObjective] = {
+    entry.name: entry
+    for entry in (
+        PretrainingObjective(
+            "masked-codes",
+            "guess hidden codes from those around them (Devlin et al. 2019): what goes together",
+            future=False,
+            loss=_masked_codes,
+        ),
+        PretrainingObjective(
+            "masked-values",
+            "guess hidden standardised values, told their codes: how ill, not only with what",
+            future=False,
+            loss=_masked_values,
+            make_head=_value_head,
+            facts=_value_facts,
+        ),
+        PretrainingObjective(
+            "next-visit",
+            "predict which codes the next visit holds: what comes next, whenever it comes",
+            future=True,
+            loss=_next_visit,
+            make_head=_next_visit_head,
+        ),
+        PretrainingObjective(
+            "time-to-event",
+            "predict the time to the next occurrence of each frequent code (Steinberg et al. 2023, MOTOR): what comes, "
+            "and when, as the tasks ask",
+            future=True,
+            loss=_time_to_event,
+            make_head=_time_to_event_head,
+            facts=_time_to_event_facts,
+        ),
+    )
+}
