@@ -316,6 +316,9 @@ class ModelConfig(Strict):
 
     size: Literal["small", "medium", "large", "base"] = Field(default="small", description="widths and layers by name")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="share of activations dropped in training")
+    code_dropout: float = Field(
+        default=0.3, ge=0, lt=1, description="mean share of a record's codes hidden from each pass of fine-tuning"
+    )
     attention: Literal["bidirectional", "block_causal"] = Field(
         default="bidirectional", description="block_causal lets a token see its own and earlier visits only"
     )
@@ -333,7 +336,7 @@ class OptimizerConfig(Strict):
     clip_norm: float = Field(default=1.0, gt=0, description="largest norm of a gradient")
 
 
-PretrainingObjectiveName = Literal["masked-codes", "masked-values", "next-visit", "time-to-event"]
+PretrainingObjectiveName = Literal["masked-codes", "masked-values", "next-visit", "time-to-event", "record-summary"]
 
 
 class PretrainConfig(Strict):
@@ -342,7 +345,9 @@ class PretrainConfig(Strict):
     epochs: int = Field(default=10, ge=1, description="passes over the records")
     batch_size: int = Field(default=16, ge=1, description="records a step")
     objectives: dict[PretrainingObjectiveName, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        default={"masked-codes": 1.0}, min_length=1, description="what is learned jointly, by name, and its weight"
+        default={"masked-codes": 1.0, "record-summary": 1.0},
+        min_length=1,
+        description="what is learned jointly, by name, and its weight",
     )
     mask_fraction: float = Field(default=0.15, gt=0, lt=1, description="share of codes to guess")
     cut_fraction: float = Field(
@@ -355,6 +360,9 @@ class PretrainConfig(Strict):
     n_codes: int = Field(default=64, ge=1, description="time-to-event: so many codes, those of most training subjects")
     n_pieces: int = Field(default=8, ge=1, description="time-to-event: pieces of constant hazard")
     rank: int = Field(default=32, ge=1, description="time-to-event: rank of the head")
+    summary_codes: int = Field(
+        default=512, ge=1, description="record-summary: so many codes, those of most training subjects"
+    )
     visits_per_record: int = Field(
         default=8, ge=1, description="visits of a record after which the future is predicted, under block_causal"
     )
@@ -367,7 +375,7 @@ class PretrainConfig(Strict):
     validation_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="share of the subjects kept to choose the epoch"
     )
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, weight_decay=1e-2)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, weight_decay=1e-2)
 
 
 class SimulateConfig(Strict):

@@ -25,7 +25,9 @@ class Relation:
 
 RELATIONS: Mapping[str, Relation] = MappingProxyType(
     {
-        "record": Relation("everything: what stands anywhere in the record", lambda query, key: torch.ones_like(query >= key)),
+        "record": Relation(
+            "everything: what stands anywhere in the record", lambda query, key: torch.ones_like(query >= key)
+        ),
         "past": Relation("its own and earlier visits: what came first", torch.ge),
         "visit": Relation("its own visit: what was recorded together", torch.eq),
     }

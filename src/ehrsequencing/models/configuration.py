@@ -38,7 +38,8 @@ class BEHRTConfig(PretrainedConfig):
 
     ``relations`` says what each attention head may read (``attention.RELATIONS``), repeated over the heads; empty: all
     of the record, as encoders saved before there were relations. ``code_dropout`` is the mean share of a record's
-    codes that are hidden from a pass in training. ``value_codes`` are the ids that carry numeric values (only they have a value vector). ``intermediate_size`` 0
+    codes that are hidden from a pass in training. ``value_codes`` are the ids that carry numeric values (only they
+    have a value vector). ``intermediate_size`` 0
     means twice the hidden size. ``attention`` is the mask: ``bidirectional``, or ``block_causal`` (a token sees its own
     and earlier visits only). ``predict_at`` says where hazards are given: at the ``index`` (one a record) or at
     ``every_visit``. ``freeze_behrt``, ``use_lora`` and ``lora_*`` record the strategy, so that a saved model is rebuilt

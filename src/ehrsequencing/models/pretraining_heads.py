@@ -126,11 +126,47 @@ class TimeToEventHead(nn.Module):
         return cls(config, len(state["codes"]), len(state["edges"]), state["code_embedding"].shape[-1])
 
 
+class SummaryHead(nn.Module):
+    """A pooled vector to the summary of its record: of N codes four figures each, of V codes with values three each.
+
+    Linear, so that what it reads lies in the pooled vector as a linear head of hazards can read it, too.
+    """
+
+    slot: Tensor
+    value_slot: Tensor
+
+    def __init__(self, config: BEHRTConfig, n_codes: int, n_values: int) -> None:
+        super().__init__()
+        self.sizes = (n_codes, n_values)
+        self.norm = nn.LayerNorm(3 * config.hidden_size)
+        self.dense = nn.Linear(3 * config.hidden_size, 4 * n_codes + 3 * n_values)
+        self.register_buffer("slot", torch.full((config.vocab_size,), -1, dtype=torch.long))
+        self.register_buffer("value_slot", torch.full((config.vocab_size,), -1, dtype=torch.long))
+
+    def forward(self, vectors: Float[Tensor, "B F"]) -> tuple[Float[Tensor, "B 4 N"], Float[Tensor, "B 3 V"]]:
+        """Log odds of each code's presence with its count and recencies, and what is said of values."""
+        n, v = self.sizes
+        out = self.dense(self.norm(vectors))  # [B,4N+3V]
+        return out[:, : 4 * n].unflatten(1, (4, n)), out[:, 4 * n :].unflatten(1, (3, v))
+
+    @torch.no_grad()
+    def set_codes(self, codes: Int[Tensor, " N"], value_codes: Int[Tensor, " V"]) -> None:
+        """Which ids are asked about, and which of their values."""
+        self.slot[codes] = torch.arange(len(codes))
+        self.value_slot[value_codes] = torch.arange(len(value_codes))
+
+    @classmethod
+    def like(cls, config: BEHRTConfig, state: Mapping[str, Tensor]) -> SummaryHead:
+        """A head with the shapes of a saved one's tensors."""
+        return cls(config, int(state["slot"].max()) + 1, int(state["value_slot"].max()) + 1)
+
+
 def heads_like(config: BEHRTConfig, tensors: Mapping[str, Tensor]) -> nn.ModuleDict:
     """The heads whose state was saved as ``name.tensor``."""
     makers = {
         "masked-values": lambda state: ValueHead(config),
         "next-visit": lambda state: NextVisitHead(config),
+        "record-summary": lambda state: SummaryHead.like(config, state),
         "time-to-event": lambda state: TimeToEventHead.like(config, state),
     }
     heads = nn.ModuleDict()

@@ -21,8 +21,8 @@ class Strategy:
     """What is trained, from which encoder, with which head.
 
     ``trains`` names parts: the head, LoRA's matrices, the embeddings (an option beside LoRA), the whole encoder.
-    ``head`` is the small MLP trained by the loop, the penalised linear one fitted to convergence, or the better of the
-    two on tuning. A ``control``
+    ``head`` is the small MLP trained by the loop, the penalised linear one fitted to convergence, both together
+    (*residual*: the loop starts where the convex fit ends), or the better of the first two on tuning. A ``control``
     answers what pretraining contributes; it is never recommended.
     """
 
@@ -73,6 +73,7 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
                 _LORA,
                 lora_rank=16,
                 lora_alpha=32,
+                head="residual",
             ),
             Strategy(
                 "lora-8",
@@ -80,11 +81,13 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
                 _LORA,
                 lora_rank=8,
                 lora_alpha=16,
+                head="residual",
             ),
             Strategy(
                 "full",
                 "everything is trained: most capacity and most risk of overfitting, for over 20,000 patients",
                 _ALL,
+                head="residual",
                 learning_rate=3e-4,
             ),
             Strategy(
@@ -93,6 +96,7 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
                 _ALL,
                 kind="control",
                 encoder="random",
+                head="residual",
                 learning_rate=3e-4,
             ),
             Strategy(

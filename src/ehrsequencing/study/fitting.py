@@ -156,6 +156,7 @@ def _one_strategy(
         encoder.model,
         seed=seed,
         dropout=work.study.model.dropout,
+        code_dropout=work.study.model.code_dropout,
         attention=work.study.model.attention,
         cache=cache,
         progress=work.progress,

@@ -141,13 +141,14 @@ def next_codes(store: TokenStore, moments: Moments, vocab_size: int) -> Bool[np.
 
 
 def frequent_codes(
-    store: TokenStore, n: int, predicted: Bool[np.ndarray, " V"]
+    store: TokenStore, n: int, predicted: Bool[np.ndarray, " V"], *, dated_only: bool = True
 ) -> tuple[Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
-    """The ``n`` dated codes of most subjects among those to be predicted (ties by id), and their subjects."""
+    """The ``n`` codes of most subjects among those to be predicted (ties by id), and their subjects; unless asked
+    otherwise only of dated ones."""
     vocab = len(predicted)
     _, subject = np.unique(store.subject_id, return_inverse=True)
     owner = np.repeat(subject, store.lengths)  # [T]
-    dated = (store.visit > 0) & predicted[store.code]
+    dated = ((store.visit > 0) | (not dated_only)) & predicted[store.code]
     pairs = np.unique(owner[dated] * vocab + store.code[dated])
     count = np.bincount(pairs % vocab, minlength=vocab)  # [V]
     order = np.argsort(-count, kind="stable")[:n]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ehrsequencing.batches import collate, cut_at_random, micro_batches
+from ehrsequencing.batches import Batch, collate, cut_at_random, micro_batches
 from ehrsequencing.config import TOKEN_BUDGET, ModelConfig, PretrainConfig
 from ehrsequencing.errors import EhrError
 from ehrsequencing.models.behrt import BEHRTConfig
@@ -75,6 +75,7 @@ class Mixture:
             name: float(weight) for name, weight in sorted(self.config.objectives.items())
         }
         self.future = any(OBJECTIVES[name].future for name in self.weights)
+        self.pooled = any(OBJECTIVES[name].pooled for name in self.weights)
         self.masked = any(not OBJECTIVES[name].future for name in self.weights)
         self.cuts = np.random.default_rng(training.seed)
         self.masks = torch.Generator().manual_seed(training.seed)
@@ -130,17 +131,25 @@ class Mixture:
         local = np.full(len(read), -1)
         local[rows] = np.arange(len(rows))
         own = None if moments is None else moments.take(np.flatnonzero(local[moments.row] >= 0))
-        if not bool((targets != IGNORE).any()) and not own:
+        if not bool((targets != IGNORE).any()) and not own and not self.pooled:
             return None
         hidden = self.model.behrt(shown)  # [B,L,H]
+        pooled = self._pooled(hidden, batch) if self.pooled else None  # [B,F]
         if own is None:
-            return MicroBatch(batch, targets, hidden)
+            return MicroBatch(batch, targets, hidden, pooled)
         at = torch.from_numpy(local[own.row])  # [Q]
         if self.training.causal:
             vectors = pool_visits(hidden, batch.mask, batch.visit)[at, torch.from_numpy(own.visit)]  # [Q,F]
         else:
             vectors = pool(hidden, batch.mask)[at]  # [Q,F]
-        return MicroBatch(batch, targets, hidden, Future(whole, own, vectors))
+        return MicroBatch(batch, targets, hidden, pooled, Future(whole, own, vectors))
+
+    def _pooled(self, hidden: Float[Tensor, "B L H"], batch: Batch) -> Float[Tensor, "B F"]:
+        """The vector of each record as fine-tuning reads it; under the block-causal mask that of its last visit."""
+        if not self.training.causal:
+            return pool(hidden, batch.mask)
+        rows = torch.arange(len(batch))
+        return pool_visits(hidden, batch.mask, batch.visit)[rows, batch.visit.amax(dim=1)]  # [B,F]
 
     def fingerprint(self) -> str:
         """Of the records, their division, and the settings."""

@@ -18,7 +18,7 @@ from ehrsequencing.errors import EhrError
 from ehrsequencing.models.configuration import ATTENTIONS, BEHRTConfig
 from ehrsequencing.models.piecewise import marginal_log_rates, piecewise_nll, quantile_edges
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM
-from ehrsequencing.models.pretraining_heads import NextVisitHead, TimeToEventHead, ValueHead
+from ehrsequencing.models.pretraining_heads import NextVisitHead, SummaryHead, TimeToEventHead, ValueHead
 from ehrsequencing.tokens import N_SPECIAL, UNK, Tokenizer, TokenStore
 from ehrsequencing.training.futures import (
     Moments,
@@ -29,7 +29,10 @@ from ehrsequencing.training.futures import (
     visit_log_odds,
     waits,
 )
+from ehrsequencing.training.summaries import summarise
 
+SUMMARY_WEIGHTS, VALUE_WEIGHT = torch.tensor([0.5, 4.0, 4.0]), 2.0
+"""Of squared errors of log counts, last and first recency, and of standardised values, beside presence in nats."""
 FIT_ROWS = 5_000
 """Records at most from which the pieces and marginal rates of time-to-event are taken."""
 
@@ -100,12 +103,14 @@ class MicroBatch:
         batch: the records as they are before masking.
         targets: the codes to guess, IGNORE elsewhere.
         hidden: of every token, as the encoder read it masked.
+        vectors: the pooled vector of each record (block-causal: of its last visit), where an objective asks for it.
         future: where some objective predicts it.
     """
 
     batch: Batch
     targets: Int[Tensor, "B L"]
     hidden: Float[Tensor, "B L H"]
+    vectors: Float[Tensor, "B F"] | None = None
     future: Future | None = None
 
 
@@ -148,6 +153,7 @@ class PretrainingObjective:
 
     Attributes:
         future: whether it predicts what comes after a moment (then bidirectional records are cut there).
+        pooled: whether it reads the record's pooled vector.
         attentions: the masks it works under.
         make_head: its head, fitted to the training records' marginals; None where the encoder's own serves.
         loss: on a micro-batch: the mean, and over how many things.
@@ -158,6 +164,7 @@ class PretrainingObjective:
     why: str
     future: bool
     loss: Loss
+    pooled: bool = False
     make_head: Callable[[Training, Tokenizer], nn.Module] | None = None
     facts: Callable[[nn.Module, Tokenizer], dict[str, Any]] = lambda head, tokenizer: {}
     attentions: tuple[str, ...] = ATTENTIONS
@@ -227,6 +234,34 @@ def _time_to_event(training: Training, head: nn.Module | None, part: MicroBatch)
         figures = {"time_to_event_biases": float(marginal)}
     count = int(found.event.sum())
     return Term(loss / count, count, figures)
+
+
+def _record_summary(training: Training, head: nn.Module | None, part: MicroBatch) -> Term:
+    """How well the pooled vector tells its record's summary: nats of presence and squared errors, a code present.
+
+    The encoder reads the record with some of its codes hidden, and is asked about all of them.
+    """
+    own, vectors = cast(SummaryHead, head), cast(Tensor, part.vectors)
+    truth = summarise(part.batch, own.slot, own.sizes[0], own.value_slot, own.sizes[1])
+    codes, values = own(vectors)  # [B,4,N], [B,3,V]
+    present = truth.codes[:, 0]  # [B,N]
+    count = int(present.sum())
+    if count == 0:
+        return Term(torch.zeros(()), 0)
+    loss = binary_cross_entropy_with_logits(codes[:, 0], present, reduction="sum")
+    loss = loss + (SUMMARY_WEIGHTS[:, None] * (codes[:, 1:] - truth.codes[:, 1:]) ** 2).sum()
+    loss = loss + VALUE_WEIGHT * (truth.valued[:, None] * (values - truth.values) ** 2).sum()
+    return Term(loss / count, count)
+
+
+def _summary_head(training: Training, tokenizer: Tokenizer) -> SummaryHead:
+    known = np.arange(training.sizes.vocab_size) >= N_SPECIAL
+    codes, _ = frequent_codes(training.store, training.config.summary_codes, known, dated_only=False)
+    if len(codes) == 0:
+        raise EhrError("no code to sum up", "record-summary", "leave this objective out")
+    head = SummaryHead(training.sizes, len(codes), len(tokenizer.value_codes))
+    head.set_codes(torch.from_numpy(codes), torch.tensor(tokenizer.value_codes, dtype=torch.long))
+    return head
 
 
 def _value_head(training: Training, tokenizer: Tokenizer) -> ValueHead:
@@ -302,6 +337,15 @@ OBJECTIVES: Mapping[str, PretrainingObjective] = {
             loss=_time_to_event,
             make_head=_time_to_event_head,
             facts=_time_to_event_facts,
+        ),
+        PretrainingObjective(
+            "record-summary",
+            "tell from the pooled vector which codes the record holds, how often and how recently first and last, and "
+            "how values run: what a statistician would ask of it lies ready for a linear head",
+            future=False,
+            pooled=True,
+            loss=_record_summary,
+            make_head=_summary_head,
         ),
     )
 }
