@@ -38,7 +38,7 @@ KEYS = ["subject_id", "prediction_time"]
 FEW = 8
 
 
-HEAD_SCALE = {"mlp": 0.3, "linear": 0.03}
+HEAD_SCALE = {"mlp": 0.3, "linear": 0.03, "residual": 0.03}
 
 
 class Untrained:

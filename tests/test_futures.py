@@ -194,7 +194,7 @@ def test_biases_are_the_true_rates_of_either_kind():
 
 
 def test_the_true_rate_scores_best():
-    duration, event, kind = exponential(20_000, (0.02, 0.02))
+    duration, event, _ = exponential(20_000, (0.02, 0.02))
     clock, came = torch.tensor(duration[:, 0]), torch.tensor(event[:, 0])
     edges = torch.tensor([0.0, 20.0, 60.0], dtype=torch.float64)
 

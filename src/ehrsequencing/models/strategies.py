@@ -164,6 +164,12 @@ def apply_strategy(model: nn.Module, strategy: Strategy | str) -> nn.Module:
     return model
 
 
+def hold_still(module: nn.Module, *, but: nn.Module) -> None:
+    """Train nothing of ``module`` except what it shares with ``but``."""
+    for parameter in set(module.parameters()) - set(but.parameters()):
+        parameter.requires_grad_(False)
+
+
 def part_of(name: str) -> Part:
     """The part a parameter belongs to, by its name in a survival model.
 

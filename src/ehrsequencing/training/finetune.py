@@ -266,4 +266,4 @@ def _head_logits(model: BEHRTForSurvival, features: Float32[Tensor, "N F"]) -> F
 
 
 def _footprint(model: BEHRTForSurvival, strategy: Strategy) -> str:
-    return footprint(model) if strategy.head == "mlp" else f"{footprint(model)}, by a convex fit"
+    return footprint(model) if strategy.head != "linear" else f"{footprint(model)}, by a convex fit"

@@ -19,7 +19,7 @@ from ehrsequencing.models.behrt import BEHRTConfig
 from ehrsequencing.models.code_vectors import CodeVectors, start_from_vectors
 from ehrsequencing.models.pooling import pool, pool_visits
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, mask_tokens
-from ehrsequencing.models.strategies import FootprintAudit
+from ehrsequencing.models.strategies import FootprintAudit, hold_still
 from ehrsequencing.tokens import N_SPECIAL, Tokenizer, TokenStore
 from ehrsequencing.training.futures import Moments, cut_after
 from ehrsequencing.training.loop import Epoch, Progress, Schedule, silent, train
@@ -46,8 +46,7 @@ class _Learner(nn.Module):
         super().__init__()
         self.model, self.heads = model, heads
         if "masked-codes" not in names:
-            for parameter in set(model.mlm_head.parameters()) - set(model.behrt.parameters()):
-                parameter.requires_grad_(False)
+            hold_still(model.mlm_head, but=model.behrt)
 
 
 class Mixture:
