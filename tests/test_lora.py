@@ -7,17 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.models.adapter_files import load_adapter, save_adapter
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
-from ehrsequencing.models.lora import (
-    AdapterSpec,
-    adapter_of,
-    apply_lora_to_behrt,
-    is_adapter,
-    load_adapter,
-    merge_lora,
-    save_adapter,
-)
+from ehrsequencing.models.lora import AdapterSpec, adapter_of, apply_lora_to_behrt, is_adapter, merge_lora
 from tiny_batches import random_batch, shake, tiny_config
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_batches import tiny_config
 
 from ehrsequencing.batches import Batch
 from ehrsequencing.errors import EhrError
@@ -18,6 +17,7 @@ from ehrsequencing.models.pretraining_heads import SummaryHead
 from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.tokens import CLS, MASK
 from ehrsequencing.training.summaries import summarise
+from tiny_batches import tiny_config
 
 # three visits: days 0, 100 and 465; [CLS] stands 35 days after the last
 CODES = [CLS, 9, 6, 7, 6, 5, 5, 5]

@@ -26,10 +26,11 @@ from ehrsequencing.events import rank_hash
 from ehrsequencing.features import FeatureSpec
 from ehrsequencing.files import staged, write_json
 from ehrsequencing.model_card import Card, model_card
+from ehrsequencing.models.adapter_files import HEAD_SETTINGS, load_adapter, save_adapter
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.blend import blend
-from ehrsequencing.models.lora import adapter_of, load_adapter, save_adapter
+from ehrsequencing.models.lora import adapter_of, base_state
 from ehrsequencing.models.pretraining import BEHRTForMaskedLM
 from ehrsequencing.models.pretraining_heads import heads_like
 from ehrsequencing.models.wide import RidgeHazard
@@ -269,9 +270,7 @@ def environment() -> dict[str, str]:
 
 def _save_base(model: BEHRTForSurvival, folder: Path) -> None:
     plain = BEHRTModel(BEHRTConfig(**{**model.config.to_dict(), "use_lora": False}))
-    own = model.behrt.state_dict()
-    base = {name.replace(".base_layer.", "."): value for name, value in own.items() if ".lora_" not in name}
-    plain.load_state_dict(base, strict=True)
+    plain.load_state_dict(base_state(model.behrt), strict=True)
     plain.save_pretrained(folder)
 
 
@@ -280,8 +279,7 @@ def _load_model(folder: Path) -> BEHRTForSurvival:
         model = BEHRTForSurvival.from_pretrained(folder / "model")
     else:
         config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        names = ("n_bins", "n_causes", "head", "head_hidden", "head_dropout", "predict_at", "attention")
-        overrides = {name: config[name] for name in names if name in config}
+        overrides = {name: config[name] for name in HEAD_SETTINGS if name in config}
         model = BEHRTForSurvival.from_encoder(BEHRTModel.from_pretrained(folder / "encoder"), **overrides)
         load_adapter(model, folder / "adapter.safetensors")
     model.eval()

@@ -78,7 +78,10 @@ class BEHRTConfig(PretrainedConfig):
     lora_alpha: float | int = 32
     lora_dropout: float | int = 0.0
     lora_targets: list[str] | tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    lora_rank_stabilised: bool = False
+    lora_dora: bool = False
     lora_train_embeddings: bool = False
+    lora_train_norms: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

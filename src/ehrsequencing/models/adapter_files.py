@@ -1,0 +1,153 @@
+"""An adapter's file: what LoRA trained, without its base, and the checks that it is laid over that base only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.files import staged_file
+from ehrsequencing.models.lora import (
+    AdapterSpec,
+    adapter_of,
+    apply_adapter,
+    base_state,
+    is_adapter,
+    moves_beside,
+    tensor_bytes,
+)
+
+HEAD_SETTINGS = ("n_bins", "n_causes", "head", "head_hidden", "head_dropout", "predict_at", "attention")
+"""The settings of a model's configuration that belong to its outcome, not to its base."""
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """What one file holds.
+
+    Attributes:
+        base: digest of the base that it was trained over, without what it brings itself.
+        head: the outcome's settings of the model's configuration; empty in files of earlier versions.
+        about: what the writer added for the outcome (a bundle: task, time grid, recalibration), as plain data.
+    """
+
+    path: Path
+    spec: AdapterSpec
+    train_embeddings: bool
+    train_norms: bool
+    base: str
+    head: Mapping[str, Any]
+    about: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    def refuse_misfit(self, model: nn.Module) -> None:
+        """EhrError (exit 13) where ``model`` has another base, or the file lacks, misshapes or adds a tensor."""
+        behrt: Any = model.behrt
+        if self.base != base_digest(behrt, self.train_embeddings, self.train_norms):
+            raise _misfit(self.path, "it was trained over another base encoder")
+        wanted = self._expected_shapes(model)
+        odd = sorted(
+            name
+            for name in wanted.keys() | self.tensors.keys()
+            if name not in self.tensors or wanted.get(name) != self.tensors[name].shape
+        )
+        if odd:
+            raise _misfit(self.path, f"tensors missing, unexpected or misshapen: {', '.join(odd)}")
+
+    def _expected_shapes(self, model: nn.Module) -> dict[str, torch.Size]:
+        beside = self.train_embeddings, self.train_norms
+        shapes = {n: t.shape for n, t in model.state_dict().items() if _travels(n, *beside) and not is_adapter(n)}
+        for name, layer in model.named_modules():
+            if name.startswith("behrt.") and name.rpartition(".")[2] in self.spec.targets:
+                shapes |= self.spec.shapes(name, layer)  # type: ignore[arg-type]
+        return shapes
+
+
+def save_adapter(model: nn.Module, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write what LoRA trained (adapter, head, embeddings and norms where trained) to one safetensors file.
+
+    The file holds the adapter's settings, those of the head, a digest of the base, so that it is never laid over
+    another one, and what ``about`` adds. EhrError (exit 10) where the encoder carries no adapter.
+    """
+    behrt: Any = model.behrt
+    spec, config = adapter_of(behrt), behrt.config
+    if spec is None:
+        raise EhrError("the encoder carries no adapter", "save_adapter", "use save_pretrained", code=Exit.CONFIG)
+    beside = bool(config.lora_train_embeddings), bool(config.lora_train_norms)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items() if _travels(name, *beside)}
+    record = {
+        **asdict(spec),
+        "train_embeddings": beside[0],
+        "train_norms": beside[1],
+        "base": base_digest(behrt, *beside),
+        "head": {name: getattr(config, name) for name in HEAD_SETTINGS},
+    }
+    with staged_file(path) as draft:
+        save_file(
+            tensors, draft, metadata={"adapter": json.dumps(record), **({"about": json.dumps(about)} if about else {})}
+        )
+
+
+def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
+    """Lay a file of ``save_adapter`` over the base it was trained on; returns the same survival model.
+
+    The model's encoder is plain, or carries an equal adapter. EhrError (exit 13) for another base, missing,
+    unexpected or misshapen tensors; the model is then as it was.
+    """
+    return lay_over(model, read_adapter(path))
+
+
+def lay_over(model: nn.Module, file: AdapterFile) -> nn.Module:
+    """``load_adapter`` with the file already read."""
+    file.refuse_misfit(model)
+    behrt: Any = model.behrt
+    apply_adapter(behrt, file.spec, train_embeddings=file.train_embeddings, train_norms=file.train_norms)
+    model.load_state_dict(dict(file.tensors), strict=False)
+    return model
+
+
+def read_adapter(path: str | Path) -> AdapterFile:
+    """What ``save_adapter`` wrote; EhrError (exit 13) where it cannot be read or is no such file."""
+    path = Path(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if "adapter" not in metadata:
+            raise _misfit(path, "it carries no adapter settings")
+        record, about = json.loads(metadata["adapter"]), json.loads(metadata.get("about", "{}"))
+        settings = {item.name: record[item.name] for item in fields(AdapterSpec) if item.name in record}
+        spec = AdapterSpec(**{**settings, "targets": tuple(settings["targets"])})
+        beside = bool(record["train_embeddings"]), bool(record.get("train_norms", False))
+        return AdapterFile(path, spec, *beside, record["base"], record.get("head", {}), about, tensors)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise _misfit(path, f"it cannot be read: {error}") from error
+
+
+def base_digest(behrt: nn.Module, without_embeddings: bool = False, without_norms: bool = False) -> str:
+    """blake2b of the base's names and values, with or without an adapter beside it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(base_state(behrt).items()):
+        if not moves_beside(name, without_embeddings, without_norms):
+            digest.update(name.encode())
+            digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _travels(name: str, embeddings: bool, norms: bool) -> bool:
+    own = name.removeprefix("behrt.")
+    return is_adapter(name) or own == name or moves_beside(own, embeddings, norms)
+
+
+def _misfit(path: Path | str, what: str) -> EhrError:
+    fix = "load the base encoder it was saved over, then the adapter"
+    return EhrError(f"the adapter file does not fit: {what}", str(path), fix, code=Exit.BUNDLE)
