@@ -68,7 +68,7 @@ class AdapterFile:
         shapes = {n: t.shape for n, t in model.state_dict().items() if _travels(n, *beside) and not is_adapter(n)}
         for name, layer in model.named_modules():
             if name.startswith("behrt.") and name.rpartition(".")[2] in self.spec.targets:
-                shapes |= self.spec.shapes(name, layer)  # type: ignore[arg-type]
+                shapes |= self.spec.shapes(name, layer)
         return shapes
 
 

@@ -71,7 +71,7 @@ class AdapterSpec:
 
     def shapes(self, name: str, layer: nn.Linear) -> dict[str, torch.Size]:
         """The adapter's tensors on the layer of that name."""
-        sizes = [(self.rank, layer.in_features), (layer.out_features, self.rank)]
+        sizes: list[tuple[int, ...]] = [(self.rank, layer.in_features), (layer.out_features, self.rank)]
         sizes += [(layer.out_features,)] if self.dora else []
         return {
             f"{name}.{part}.default.weight": torch.Size(size)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from ehrsequencing.errors import EhrError, Exit, nearest
-from ehrsequencing.models.lora import AdapterSpec, adapter_of, apply_lora_to_behrt, is_adapter, tensor_bytes
+from ehrsequencing.models.lora import AdapterSpec, adapter_of, apply_adapter, is_adapter, is_norm, tensor_bytes
 
-Part = Literal["head", "lora", "embeddings", "encoder"]
+Part = Literal["head", "lora", "embeddings", "norms", "encoder"]
 
 
 @dataclass(frozen=True)
 class Strategy:
     """What is trained, from which encoder, with which head.
 
-    ``trains`` names parts: the head, LoRA's matrices, the embeddings (an option beside LoRA), the whole encoder.
+    ``trains`` names parts: the head, LoRA's matrices, the embeddings or all LayerNorms (options beside LoRA), the whole
+    encoder.
     ``head`` is the small MLP trained by the loop, the penalised linear one fitted to convergence, both together
     (*residual*: the loop starts where the convex fit ends), or the better of the first two on tuning. A ``control``
     answers what pretraining contributes; it is never recommended.
@@ -34,6 +35,8 @@ class Strategy:
     lora_rank: int | None = None
     lora_alpha: float | int | None = None
     lora_dropout: float | int = 0.0
+    lora_rank_stabilised: bool = False
+    lora_dora: bool = False
     head: Literal["mlp", "linear", "residual", "best"] = "mlp"
     learning_rate: float = 1e-3
 
@@ -48,12 +51,17 @@ class Strategy:
         if self.lora_rank is None:
             return None
         alpha = 2 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
-        return AdapterSpec(self.lora_rank, alpha, self.lora_dropout)
+        return AdapterSpec(
+            self.lora_rank,
+            alpha,
+            self.lora_dropout,
+            rank_stabilised=self.lora_rank_stabilised,
+            dora=self.lora_dora,
+        )
 
 
 _HEAD: frozenset[Part] = frozenset({"head"})
 _LORA: frozenset[Part] = frozenset({"head", "lora"})
-_LORA_EMBEDDINGS: frozenset[Part] = frozenset({"head", "lora", "embeddings"})
 _ALL: frozenset[Part] = frozenset({"head", "encoder"})
 
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
@@ -130,10 +138,17 @@ def find_strategy(strategy: Strategy | str) -> Strategy:
 def strategy_from_config(config: Any) -> Strategy:
     """The strategy that a model's configuration records (``freeze_behrt``, ``use_lora`` and ``lora_*``)."""
     if config.use_lora:
-        trains = _LORA_EMBEDDINGS if config.lora_train_embeddings else _LORA
+        beside: dict[Part, bool] = {"embeddings": config.lora_train_embeddings, "norms": config.lora_train_norms}
         spec = AdapterSpec.of_config(config)
         return Strategy(
-            "lora", "as saved", trains, lora_rank=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout
+            "lora",
+            "as saved",
+            _LORA | {part for part, trained in beside.items() if trained},
+            lora_rank=spec.rank,
+            lora_alpha=spec.alpha,
+            lora_dropout=spec.dropout,
+            lora_rank_stabilised=spec.rank_stabilised,
+            lora_dora=spec.dora,
         )
     return STRATEGIES["frozen" if config.freeze_behrt else "full"]
 
@@ -156,10 +171,11 @@ def apply_strategy(model: nn.Module, strategy: Strategy | str) -> nn.Module:
         )
     behrt.config.freeze_behrt = chosen.cached_features
     if chosen.adapter is not None:
-        spec, targets, embeddings = chosen.adapter, behrt.config.lora_targets, "embeddings" in chosen.trains
-        apply_lora_to_behrt(behrt, spec.rank, spec.alpha, spec.dropout, targets=targets, train_embeddings=embeddings)
+        spec = replace(chosen.adapter, targets=tuple(behrt.config.lora_targets))
+        beside = {"train_embeddings": "embeddings" in chosen.trains, "train_norms": "norms" in chosen.trains}
+        apply_adapter(behrt, spec, **beside)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in _trained_parts(chosen))
+        parameter.requires_grad_(_is_trained(name, chosen))
     model.train(model.training)
     return model
 
@@ -181,6 +197,11 @@ def part_of(name: str) -> Part:
     if is_adapter(name):
         return "lora"
     return "embeddings" if name.startswith("behrt.embeddings.") else "encoder"
+
+
+def _is_trained(name: str, strategy: Strategy) -> bool:
+    norm = "norms" in strategy.trains and name.startswith("behrt.") and is_norm(name)
+    return norm or part_of(name) in _trained_parts(strategy)
 
 
 def _trained_parts(strategy: Strategy) -> frozenset[Part]:
