@@ -27,7 +27,7 @@ from ehrsequencing.training.resume import (
     run_fingerprint,
 )
 
-NO_DECAY = ("bias", "norm", "embedding")
+NO_DECAY = ("bias", "norm", "embedding", "magnitude")
 
 
 @runtime_checkable
