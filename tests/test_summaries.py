@@ -11,7 +11,7 @@ import torch
 
 from ehrsequencing.batches import Batch
 from ehrsequencing.errors import EhrError
-from ehrsequencing.models.behrt import BEHRTModel, hide_codes
+from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, hide_codes
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.pretraining_heads import SummaryHead
 from ehrsequencing.models.wide import RidgeHazard
@@ -121,6 +121,12 @@ def test_under_the_block_causal_mask_relations_never_show_later_visits():
 def test_odd_relations_are_refused(relations):
     with pytest.raises(EhrError, match="relation"):
         tiny_config(relations=relations)
+
+
+def test_an_encoder_of_fewer_heads_takes_the_first_relations():
+    config = BEHRTConfig.small(vocab_size=50, num_attention_heads=2)
+    assert config.head_relations == ("record", "past")
+    assert BEHRTConfig.medium(vocab_size=50).head_relations == ("record", "past", "visit", "past") * 2
 
 
 def test_hidden_codes_are_hidden_wherever_they_stand_and_only_in_training():

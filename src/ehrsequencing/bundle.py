@@ -26,7 +26,7 @@ from ehrsequencing.events import rank_hash
 from ehrsequencing.features import FeatureSpec
 from ehrsequencing.files import staged, write_json
 from ehrsequencing.model_card import Card, model_card
-from ehrsequencing.models.adapter_files import HEAD_SETTINGS, load_adapter, save_adapter
+from ehrsequencing.models.adapter_files import load_adapter, save_adapter
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.blend import blend
@@ -279,7 +279,8 @@ def _load_model(folder: Path) -> BEHRTForSurvival:
         model = BEHRTForSurvival.from_pretrained(folder / "model")
     else:
         config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        overrides = {name: config[name] for name in HEAD_SETTINGS if name in config}
+        names = ("n_bins", "n_causes", "head", "head_hidden", "head_dropout", "predict_at", "attention")
+        overrides = {name: config[name] for name in names if name in config}
         model = BEHRTForSurvival.from_encoder(BEHRTModel.from_pretrained(folder / "encoder"), **overrides)
         load_adapter(model, folder / "adapter.safetensors")
     model.eval()

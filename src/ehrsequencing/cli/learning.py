@@ -69,7 +69,8 @@ def pretrain(
         list[str] | None,
         typer.Option(
             metavar="NAME[=WEIGHT]",
-            help="masked-codes (the default), masked-values, next-visit, time-to-event; several are learned jointly",
+            help="masked-codes, record-summary (these two are the default), masked-values, next-visit, time-to-event; "
+            "several are learned jointly",
         ),
     ] = None,
     code_vectors: Annotated[
@@ -82,7 +83,7 @@ def pretrain(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Pretrain an encoder, by masked codes or a mix of objectives, on the training subjects' whole records."""
+    """Pretrain an encoder, by a mix of objectives, on the training subjects' whole records."""
     from ehrsequencing.cli.progress import ProgressDisplay
     from ehrsequencing.study import steps
 

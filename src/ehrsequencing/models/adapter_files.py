@@ -26,9 +26,6 @@ from ehrsequencing.models.lora import (
     tensor_bytes,
 )
 
-HEAD_SETTINGS = ("n_bins", "n_causes", "head", "head_hidden", "head_dropout", "predict_at", "attention")
-"""The settings of a model's configuration that belong to its outcome, not to its base."""
-
 
 @dataclass(frozen=True)
 class AdapterFile:
@@ -36,8 +33,6 @@ class AdapterFile:
 
     Attributes:
         base: digest of the base that it was trained over, without what it brings itself.
-        head: the outcome's settings of the model's configuration; empty in files of earlier versions.
-        about: what the writer added for the outcome (a bundle: task, time grid, recalibration), as plain data.
     """
 
     path: Path
@@ -45,8 +40,6 @@ class AdapterFile:
     train_embeddings: bool
     train_norms: bool
     base: str
-    head: Mapping[str, Any]
-    about: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
     def refuse_misfit(self, model: nn.Module) -> None:
@@ -72,11 +65,11 @@ class AdapterFile:
         return shapes
 
 
-def save_adapter(model: nn.Module, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
+def save_adapter(model: nn.Module, path: str | Path) -> None:
     """Write what LoRA trained (adapter, head, embeddings and norms where trained) to one safetensors file.
 
-    The file holds the adapter's settings, those of the head, a digest of the base, so that it is never laid over
-    another one, and what ``about`` adds. EhrError (exit 10) where the encoder carries no adapter.
+    The file holds the adapter's settings and a digest of the base, so that it is never laid over another one. EhrError
+    (exit 10) where the encoder carries no adapter.
     """
     behrt: Any = model.behrt
     spec, config = adapter_of(behrt), behrt.config
@@ -89,12 +82,9 @@ def save_adapter(model: nn.Module, path: str | Path, about: Mapping[str, Any] | 
         "train_embeddings": beside[0],
         "train_norms": beside[1],
         "base": base_digest(behrt, *beside),
-        "head": {name: getattr(config, name) for name in HEAD_SETTINGS},
     }
     with staged_file(path) as draft:
-        save_file(
-            tensors, draft, metadata={"adapter": json.dumps(record), **({"about": json.dumps(about)} if about else {})}
-        )
+        save_file(tensors, draft, metadata={"adapter": json.dumps(record)})
 
 
 def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
@@ -103,11 +93,7 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
     The model's encoder is plain, or carries an equal adapter. EhrError (exit 13) for another base, missing,
     unexpected or misshapen tensors; the model is then as it was.
     """
-    return lay_over(model, read_adapter(path))
-
-
-def lay_over(model: nn.Module, file: AdapterFile) -> nn.Module:
-    """``load_adapter`` with the file already read."""
+    file = _read(Path(path))
     file.refuse_misfit(model)
     behrt: Any = model.behrt
     apply_adapter(behrt, file.spec, train_embeddings=file.train_embeddings, train_norms=file.train_norms)
@@ -115,20 +101,18 @@ def lay_over(model: nn.Module, file: AdapterFile) -> nn.Module:
     return model
 
 
-def read_adapter(path: str | Path) -> AdapterFile:
-    """What ``save_adapter`` wrote; EhrError (exit 13) where it cannot be read or is no such file."""
-    path = Path(path)
+def _read(path: Path) -> AdapterFile:
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if "adapter" not in metadata:
             raise _misfit(path, "it carries no adapter settings")
-        record, about = json.loads(metadata["adapter"]), json.loads(metadata.get("about", "{}"))
+        record = json.loads(metadata["adapter"])
         settings = {item.name: record[item.name] for item in fields(AdapterSpec) if item.name in record}
         spec = AdapterSpec(**{**settings, "targets": tuple(settings["targets"])})
         beside = bool(record["train_embeddings"]), bool(record.get("train_norms", False))
-        return AdapterFile(path, spec, *beside, record["base"], record.get("head", {}), about, tensors)
+        return AdapterFile(path, spec, *beside, record["base"], tensors)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _misfit(path, f"it cannot be read: {error}") from error
 

@@ -135,7 +135,8 @@ class BEHRTConfig(PretrainedConfig):
         """The named size (small, medium, large, base) with ``overrides`` on top; EhrError for an unknown name."""
         if size not in SIZES:
             raise EhrError(f"unknown model size '{size}'", "model.size", f"one of {', '.join(SIZES)}", code=Exit.CONFIG)
-        return cls(**{**SIZES[size], "relations": HEAD_RELATIONS, "vocab_size": vocab_size, **overrides})
+        settings: dict[str, Any] = {**SIZES[size], "vocab_size": vocab_size, **overrides}
+        return cls(**{"relations": HEAD_RELATIONS[: settings["num_attention_heads"]], **settings})
 
     @classmethod
     def small(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:

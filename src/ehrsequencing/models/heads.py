@@ -79,8 +79,11 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K *R"]:
         """Hazard logits φ of the K bins (and R causes) at the one prediction_time of each patient."""
-        x = (features - self.mean) / self.std  # [B,3H]
-        return (self.bias + (x @ self.weight)[:, None])[:, None]  # [B,1,K,*R]
+        return self.linear((features - self.mean) / self.std)  # [B,1,K,*R]
+
+    def linear(self, z: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K *R"]:
+        """b_k + w·z of standardised features."""
+        return (self.bias + (z @ self.weight)[:, None])[:, None]
 
     @torch.no_grad()
     def set_marginal(self, logits: Float[Tensor, " K *R"]) -> None:
@@ -122,7 +125,7 @@ class ResidualHead(LinearHead):
         """Hazard logits φ of the K bins (and R causes) at the one prediction_time of each patient."""
         z = (features - self.mean) / self.std  # [B,3H]
         x = self.dropout(self.activation(self.norm(self.dense(z))))  # [B,hidden]
-        return super().forward(features) + self.hazard(x).unflatten(1, (1, *self.shape))  # [B,1,K,*R]
+        return self.linear(z) + self.hazard(x).unflatten(1, (1, *self.shape))  # [B,1,K,*R]
 
 
 HEADS: Mapping[str, type[HazardHead] | type[LinearHead]] = {

@@ -127,7 +127,8 @@ class TimeToEventHead(nn.Module):
 
 
 class SummaryHead(nn.Module):
-    """A pooled vector to the summary of its record: of N codes four figures each, of V codes with values three each.
+    """A pooled vector to the summary of its record: of N codes four figures each, of V codes with values three each
+    (``training.summaries`` names them).
 
     Linear, so that what it reads lies in the pooled vector as a linear head of hazards can read it, too.
     """

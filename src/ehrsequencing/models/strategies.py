@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -246,6 +246,8 @@ class FootprintAudit:
 
     model: nn.Module
     notes: list[str] = field(default_factory=list)
+    excused: Callable[[], Mapping[str, str]] = dict
+    """Beginnings of names of tensors that the data gave nothing to learn from, and why, once the epoch is over."""
 
     def __post_init__(self) -> None:
         still = _frozen_tensors(self.model)
@@ -271,6 +273,8 @@ class FootprintAudit:
     def assert_after_epoch(self, model: nn.Module) -> None:
         """EhrError naming the trainable tensors that never had a gradient and the frozen ones that moved."""
         unused = {name: why for name in self._waiting for tail, why in OPTIONAL_INPUTS.items() if name.endswith(tail)}
+        beginnings = self.excused()
+        unused |= {name: why for name in self._waiting for head, why in beginnings.items() if name.startswith(head)}
         late = {name for name in self._waiting if self._steps < 2 and "lora_A" in name}  # B starts at 0
         self.notes = [f"{name} had no gradient: {why}" for name, why in sorted(unused.items())]
         idle = sorted(self._waiting - set(unused) - late)

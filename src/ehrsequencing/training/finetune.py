@@ -147,13 +147,15 @@ def _fit(
         encoder, strategy=strategy, predict_at=predict_at, attention=attention, **overrides
     )
     _prepare_head(model, data, cache)
-    head = model.hazard_head
-    ridge = _fit_ridge(model, data, cache) if isinstance(head, LinearHead) else None
-    if isinstance(head, LinearHead) and ridge is not None:
+    head, told = model.hazard_head, list[str]()
+    if isinstance(head, LinearHead):
+        ridge = _fit_ridge(model, data, cache)
         head.set_ridge(ridge)
-    if strategy.head == "linear" and ridge is not None:
-        return _fit_linear(model, data, strategy, ridge, cache, progress)
-    return _fit_by_loop(model, data, strategy, recipe, seed, cache, progress, resume)
+        if strategy.head == "linear":
+            return _fit_linear(model, data, strategy, ridge, cache, progress)
+        told = list(ridge.notes)
+    fitted = _fit_by_loop(model, data, strategy, recipe, seed, cache, progress, resume)
+    return replace(fitted, notes=[*told, *fitted.notes])
 
 
 def _prepare_head(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache) -> None:

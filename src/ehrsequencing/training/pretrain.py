@@ -78,10 +78,13 @@ class Mixture:
         self.masked = any(not OBJECTIVES[name].future for name in self.weights)
         self.cuts = np.random.default_rng(training.seed)
         self.masks = torch.Generator().manual_seed(training.seed)
+        self.guessed = dict.fromkeys(self.weights, 0)
 
     def loss(self, rows: Int64[np.ndarray, " b"]) -> Float[Tensor, ""]:
         """The weighted sum of the objectives' means over the step."""
         terms = self._terms(self.store.take(self.train_rows[rows]), self.cuts, self.masks, self.config.cut_fraction)
+        for name, term in terms.items():
+            self.guessed[name] += term.count
         found = [_weighted(term.mean, self.weights[name]) for name, term in terms.items()]
         return found[0] if len(found) == 1 else torch.stack(found).sum()
 
@@ -150,6 +153,10 @@ class Mixture:
         rows = torch.arange(len(batch))
         return pool_visits(hidden, batch.mask, batch.visit)[rows, batch.visit.amax(dim=1)]  # [B,F]
 
+    def idle(self) -> dict[str, str]:
+        """Heads whose objective has not found a single thing to guess so far."""
+        return {f"heads.{name}.": "nothing to guess in the records" for name, n in self.guessed.items() if n == 0}
+
     def fingerprint(self) -> str:
         """Of the records, their division, and the settings."""
         rows = [self.train_rows, self.valid_rows]
@@ -157,23 +164,26 @@ class Mixture:
         return digest_of([self.store.fingerprint, *rows, self.config.model_dump(mode="json"), vocab_size])
 
     def state(self) -> Snapshot:
-        """The generators of cuts and masks."""
-        return Snapshot({"masks": self.masks.get_state()}, {"cuts": self.cuts.bit_generator.state})
+        """The generators of cuts and masks, and how much was guessed."""
+        facts = {"cuts": self.cuts.bit_generator.state, "guessed": self.guessed}
+        return Snapshot({"masks": self.masks.get_state()}, facts)
 
     def restore(self, state: Snapshot) -> None:
         """Draw on from where ``state`` was taken."""
         self.masks.set_state(state.tensors["masks"])
         self.cuts.bit_generator.state = state.facts["cuts"]
+        self.guessed = dict(state.facts["guessed"])
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Each objective's mean loss on the validation subjects, and what guessing without a model would give.
+        """Each objective's mean loss on the validation subjects, and what guessing without a model would give; of one
+        with nothing to guess there, no figure.
 
         Masks and cuts are the same at every epoch; where no objective predicts the future, records are read whole.
         """
         masks, cuts = torch.Generator().manual_seed(VALIDATION_SEED), np.random.default_rng(VALIDATION_SEED)
         terms = self._terms(self.store.take(self.valid_rows), cuts, masks, 0.0)
-        losses = {name: float(term.mean) for name, term in terms.items()}
+        losses = {name: float(term.mean) for name, term in terms.items() if term.count}
         loss = sum(self.weights[name] * value for name, value in losses.items())
         figures = {
             figure: value / max(term.count, 1) for term in terms.values() for figure, value in term.figures.items()
@@ -233,10 +243,11 @@ def pretrain(
     objective = Mixture(training, heads, train_rows, store, usable[validates])
     learner = _Learner(model, heads, config.objectives)
     schedule = Schedule(config.epochs, config.batch_size, config.optimizer, None, seed)
-    history = train(learner, objective, schedule, title="pretraining", progress=progress, audit=FootprintAudit(learner),
-                    resume=resume)  # fmt: skip
+    audit = FootprintAudit(learner, excused=objective.idle)
+    history = train(learner, objective, schedule, title="pretraining", progress=progress, audit=audit, resume=resume)
     learner.eval()
-    return Pretrained(model, _record(history, objective, store, tokenizer) | vectors, heads)
+    notes = {"notes": audit.notes} if audit.notes else {}
+    return Pretrained(model, _record(history, objective, store, tokenizer) | vectors | notes, heads)
 
 
 def _given_vectors(

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from ehrsequencing.batches import Batch
 from ehrsequencing.config import PretrainConfig
 from ehrsequencing.errors import EhrError
-from ehrsequencing.models.configuration import ATTENTIONS, BEHRTConfig
+from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.piecewise import marginal_log_rates, piecewise_nll, quantile_edges
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM
 from ehrsequencing.models.pretraining_heads import NextVisitHead, SummaryHead, TimeToEventHead, ValueHead
@@ -154,7 +154,6 @@ class PretrainingObjective:
     Attributes:
         future: whether it predicts what comes after a moment (then bidirectional records are cut there).
         pooled: whether it reads the record's pooled vector.
-        attentions: the masks it works under.
         make_head: its head, fitted to the training records' marginals; None where the encoder's own serves.
         loss: on a micro-batch: the mean, and over how many things.
         facts: what the record of the pretraining tells of it.
@@ -167,7 +166,6 @@ class PretrainingObjective:
     pooled: bool = False
     make_head: Callable[[Training, Tokenizer], nn.Module] | None = None
     facts: Callable[[nn.Module, Tokenizer], dict[str, Any]] = lambda head, tokenizer: {}
-    attentions: tuple[str, ...] = ATTENTIONS
 
 
 def _masked_codes(training: Training, head: nn.Module | None, part: MicroBatch) -> Term:
@@ -210,7 +208,9 @@ def _next_visit(training: Training, head: nn.Module | None, part: MicroBatch) ->
         future.vectors[torch.from_numpy(asked)], training.model.behrt.embeddings.code_embedding.weight
     )  # [Q,V]
     wanted = torch.from_numpy(truth).float()  # [Q,V]
-    figures = {} if own.training else {"next_visit_marginal": float(_bce(own.bias.expand_as(logits), wanted, own))}
+    figures = (
+        {} if torch.is_grad_enabled() else {"next_visit_marginal": float(_bce(own.bias.expand_as(logits), wanted, own))}
+    )
     return Term(_bce(logits, wanted, own) / int(truth.sum()), int(truth.sum()), figures)
 
 
@@ -229,7 +229,7 @@ def _time_to_event(training: Training, head: nn.Module | None, part: MicroBatch)
     seen = torch.from_numpy(found.seen)  # [Q,N]
     loss = piecewise_nll(own(future.vectors, seen), duration, event, own.edges).sum()
     figures = {}
-    if not own.training:
+    if not torch.is_grad_enabled():
         marginal = piecewise_nll(own.marginal(seen), duration, event, own.edges).sum()
         figures = {"time_to_event_biases": float(marginal)}
     count = int(found.event.sum())

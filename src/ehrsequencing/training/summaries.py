@@ -71,6 +71,8 @@ def _days_ago(batch: Batch) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]
 def _values(
     batch: Batch, ago: Tensor, dated: Tensor, slot: Int[Tensor, " vocab"], n: int
 ) -> tuple[Float[Tensor, "B 3 V"], Float[Tensor, "B V"]]:
+    if n == 0:
+        return ago.new_zeros(len(batch), len(VALUE_PARTS), 0), ago.new_zeros(len(batch), 0)
     own = slot[batch.code].masked_fill(~(batch.mask & batch.has_value), -1)  # [B,L]
     place = own.clamp_min(0)  # [B,L]
     known = (own >= 0) * dated  # [B,L]
