@@ -106,10 +106,12 @@ def test_another_kind_of_adapter_is_refused():
     assert error.value.code == Exit.CONFIG
 
 
-def test_an_unknown_layer_is_named():
+def test_an_unknown_layer_is_named_and_the_encoder_is_as_it_was():
+    behrt = encoder()
     with pytest.raises(EhrError, match="no layer named w_proj") as error:
-        apply_lora_to_behrt(encoder(), 4, 8, targets=["w_proj"])
+        apply_lora_to_behrt(behrt, 4, 8, targets=["w_proj"])
     assert error.value.code == Exit.CONFIG
+    assert behrt.config.to_dict() == encoder().config.to_dict()
 
 
 def test_a_saved_model_is_rebuilt_with_its_kind_of_adapter(tmp_path):

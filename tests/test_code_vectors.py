@@ -14,6 +14,8 @@ from ehrsequencing.config import ModelConfig, PretrainConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.code_vectors import CodeVectors, fitted_to, start_from_vectors
+from ehrsequencing.study.kept import study_key
+from ehrsequencing.study.run import read_study
 from ehrsequencing.training.pretrain import pretrain
 from planted import planted
 
@@ -55,6 +57,12 @@ def test_another_width_is_projected_with_distances_in_order(width):
     assert np.array_equal(found, fitted_to(vectors, 64))
     far = lambda x: np.linalg.norm(x[:, None] - x[None], axis=2)[np.triu_indices(40, 1)]  # noqa: E731
     assert np.corrcoef(far(vectors), far(found))[0, 1] > 0.99
+
+
+def test_enormous_numbers_are_scaled_like_others():
+    vectors = np.random.default_rng(1).normal(size=(5, 8))
+    for width in (4, 8):
+        np.testing.assert_allclose(fitted_to(vectors * 1e200, width), fitted_to(vectors, width), atol=1e-9)
 
 
 def test_parquet_and_safetensors_say_the_same(tmp_path):
@@ -110,4 +118,19 @@ def test_vectors_that_tell_nothing_are_refused(tmp_path, codes, why):
     encoder = BEHRTModel(BEHRTConfig.small(tokenizer.vocab_size))
     with pytest.raises(EhrError, match=why) as caught:
         start_from_vectors(encoder, tokenizer, store, CodeVectors.read(path))
+    assert caught.value.code == Exit.DATA
+
+
+def test_a_study_looks_for_its_vectors_beside_itself_and_knows_them_from_others(tmp_path):
+    path, _ = parquet(tmp_path / "v.parquet")
+    study = tmp_path / "study.yaml"
+    study.write_text("name: s\ndata: {simulate: {patients: 50}}\ntask: task.yaml\nmodel: {code_vectors: v.parquet}\n")
+    found = read_study(study)
+    assert found.model.code_vectors == str(path)
+    before = study_key(found, tmp_path)
+    parquet(path, ("A", "B"))
+    assert study_key(read_study(study), tmp_path) != before
+    path.unlink()
+    with pytest.raises(EhrError, match="does not exist") as caught:
+        read_study(study)
     assert caught.value.code == Exit.DATA

@@ -325,7 +325,8 @@ def test_a_task_s_outcome_and_competing_events_are_kept_from_the_targets(dataset
         "MINE",
     )
     assert kept_from_outcomes(config, dataset, task.input).exclude_codes == ("MINE",)
-    assert kept_from_outcomes(PretrainConfig(), dataset, task) == PretrainConfig()
+    alone = PretrainConfig(objectives={"masked-codes": 1})
+    assert kept_from_outcomes(alone, dataset, task) == alone
 
 
 def test_a_pretraining_under_a_task_never_predicts_its_outcome(dataset):
@@ -398,3 +399,21 @@ def test_a_head_that_is_cut_off_from_its_loss_is_still_an_error(monkeypatch):
     monkeypatch.setattr("ehrsequencing.training.pretrain.OBJECTIVES", {**OBJECTIVES, "record-summary": cut})
     with pytest.raises(EhrError, match="without any gradient"):
         learn({"masked-codes": 1.0, "record-summary": 1.0}, followed(40), epochs=1)
+
+
+@pytest.mark.parametrize("name", ["next-visit", "time-to-event"])
+def test_records_of_one_visit_have_no_future_to_predict(name):
+    tokenizer, store = planted([[(0, ["A", "B"])]] * 8)
+    with pytest.raises(EhrError, match="no record has a second visit") as caught:
+        pretrain(store, tokenizer, PretrainConfig(objectives={name: 1}), ModelConfig())
+    assert caught.value.code == Exit.DATA
+
+
+def test_the_summary_leaves_the_task_s_own_outcome_out(dataset):
+    task = load_task(dataset.root / "task.yaml")
+    encoder = pretrain_dataset(dataset, PretrainConfig(epochs=1, batch_size=64), input=task)
+    slot = encoder.heads["record-summary"].slot
+    assert slot[encoder.tokenizer.encode("ICD10CM//I50.9")] == -1
+    assert slot[encoder.tokenizer.encode("ICD10CM//I10")] >= 0
+    assert encoder.record["objectives"]["record-summary"]["never_predicted"] == ["ICD10CM//I50.9"]
+    assert "record summary" in learned(encoder.record)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from torch.nn.functional import pad
 
-from ehrsequencing.batches import Batch
+from ehrsequencing.batches import Batch, collate, days_ago
+from ehrsequencing.config import TokensConfig
 from ehrsequencing.errors import EhrError
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, hide_codes
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.pretraining_heads import SummaryHead
 from ehrsequencing.models.wide import RidgeHazard
-from ehrsequencing.tokens import CLS, MASK
+from ehrsequencing.tokens import CLS, MASK, Tokenizer, tokenize
 from ehrsequencing.training.summaries import summarise
+from planted import SCHEMA
 from tiny_batches import tiny_config
 
 # three visits: days 0, 100 and 465; [CLS] stands 35 days after the last
 CODES = [CLS, 9, 6, 7, 6, 5, 5, 5]
 VISITS = [0, 0, 1, 1, 2, 2, 3, 3]
 GAPS = [35.0, 0.0, 0.0, 0.0, 100.0, 100.0, 365.0, 365.0]
+DAYS = [0.0, math.inf, 500.0, 500.0, 400.0, 400.0, 35.0, 35.0]
 VALUES = [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0]
 
 
@@ -48,7 +54,7 @@ def slots(*codes: int) -> torch.Tensor:
 
 
 def test_a_summary_is_what_the_definition_says():
-    found = summarise(record(), slots(5, 6, 7, 9, 11), 5, slots(5), 1)
+    found = summarise(record(), torch.tensor([DAYS]), slots(5, 6, 7, 9, 11), 5, slots(5), 1)
     present, count, last, first = found.codes[0]
     assert present.tolist() == [1, 1, 1, 1, 0]
     assert count.tolist() == pytest.approx([math.log(4), math.log(3), math.log(2), math.log(2), 0])
@@ -61,10 +67,28 @@ def test_a_summary_is_what_the_definition_says():
 
 
 def test_padding_changes_no_summary():
-    short = record()
-    long = short.widened(12)
-    for a, b in zip(*(vars(summarise(x, slots(5, 6), 2, slots(5), 1)).values() for x in (short, long)), strict=True):
+    short, days = record(), torch.tensor([DAYS])
+    rows = ((short, days), (short.widened(12), pad(days, (0, 4), value=math.inf)))
+    for a, b in zip(*(vars(summarise(*x, slots(5, 6), 2, slots(5), 1)).values() for x in rows), strict=True):
         assert torch.equal(a, b)
+
+
+def test_days_are_those_of_the_events_however_long_a_visit_lasts():
+    """A stay of 60 days with a code at its beginning, and one at its end; read 0 days after that."""
+    begin = dt.datetime(2020, 1, 1)
+    events = [(0, "A", 1), (60, "B", 1), (100, "C", 2), (160, "D", 2)]
+    rows = [
+        (1, begin + dt.timedelta(days=160), begin + dt.timedelta(days=day), c, None, stay) for day, c, stay in events
+    ]
+    schema = {**SCHEMA, "stay": pl.Int64}
+    history = pl.DataFrame(rows, schema=schema, orient="row")
+    tokenizer = Tokenizer.fit(history, TokensConfig(min_subjects=1, visit_column="stay"))
+    store = tokenize(history, history.select("subject_id", "prediction_time").unique(), tokenizer)
+    at = np.arange(1)
+    found = summarise(collate(store, at), days_ago(store, at), slots(*map(tokenizer.encode, "ABCD")), 4, slots(), 0)
+    ago = [160, 100, 60, 0]
+    assert found.codes[0, 2].tolist() == pytest.approx([math.exp(-day / 365) for day in ago], rel=1e-5)
+    assert found.codes[0, 3].tolist() == pytest.approx([math.exp(-day / 1_500) for day in ago], rel=1e-5)
 
 
 def test_a_saved_summary_head_has_the_same_shape():
@@ -142,6 +166,8 @@ def test_hidden_codes_are_hidden_wherever_they_stand_and_only_in_training():
     assert all(int(one.code[0, 0]) == CLS for one in seen)
     share = np.mean([(one.code[0, 1:] == MASK).float().mean() for one in seen])
     assert 0.3 < share < 0.5
+    most = np.mean([(hide_codes(batch, 32, 0.9).code[0, 1:] == MASK).float().mean() for _ in range(200)])
+    assert 0.85 < most < 0.95
     model = BEHRTModel(tiny_config(code_dropout=0.4, dropout=0.0))
     assert torch.equal(model.eval()(batch), model.eval()(batch))
     first, *others = [model.train()(batch) for _ in range(12)]

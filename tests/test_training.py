@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ehrsequencing.batches import SurvivalData
-from ehrsequencing.config import HELD_OUT, TRAIN, TUNING, BudgetConfig, OptimizerConfig
+from ehrsequencing.config import HELD_OUT, TRAIN, TUNING, BudgetConfig, ModelConfig, OptimizerConfig
 from ehrsequencing.errors import EhrError
 from ehrsequencing.evaluation.compare import Evaluation, Scores
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
@@ -220,3 +220,18 @@ def test_rows_of_one_patient_are_resampled_together_wherever_fits_are_told_apart
         drawn = scores.evaluation.counts[:, : len(at) // 2 * 2]
         assert (drawn[:, ::2] == drawn[:, 1::2]).all()
         assert len(np.unique(drawn)) > 2
+
+
+def test_a_start_that_no_epoch_beats_is_kept(data, encoder, recipe):
+    """A ruinous learning rate: what comes back is the convex fit that training started from."""
+    ruinous = dataclasses.replace(STRATEGIES["lora"], learning_rate=0.3)
+    fitted, ridge = (finetune(data, name, recipe, encoder.model) for name in (ruinous, "frozen-ridge"))
+    assert any("no epoch did better" in note for note in fitted.notes)
+    assert not any(epoch.best for epoch in fitted.history)
+    assert fitted.tuning(data)["tuning_c"] == pytest.approx(ridge.tuning(data)["tuning_c"], abs=0.01)
+    assert np.abs(fitted.logits - ridge.logits).max() < 0.2
+
+
+def test_every_way_to_fine_tune_hides_codes_by_default(data, encoder, recipe):
+    assert finetune(data, "lora", recipe, encoder.model).model.config.code_dropout == ModelConfig().code_dropout
+    assert finetune(data, "lora", recipe, encoder.model, code_dropout=0.0).model.config.code_dropout == 0

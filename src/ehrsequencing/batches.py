@@ -60,10 +60,7 @@ class Batch:
 
 def collate(store: TokenStore, rows: Integer[np.ndarray, " B"]) -> Batch:
     """The given rows of ``store``, padded to the longest of them."""
-    lengths = store.lengths[rows]  # [B]
-    at = np.arange(lengths.max(initial=1))  # [L]
-    mask = at < lengths[:, None]  # [B, L]
-    source = np.where(mask, store.offsets[rows][:, None] + at, 0)  # [B, L]
+    mask, source = _padded(store, rows)  # [B, L]
     value = np.where(mask, store.value[source], np.float32(np.nan))  # [B, L]
     age = np.where(mask, store.age[source], np.float32(np.nan))  # [B, L]
     return Batch(
@@ -76,6 +73,22 @@ def collate(store: TokenStore, rows: Integer[np.ndarray, " B"]) -> Batch:
         gap=torch.from_numpy(np.where(mask, store.gap[source], np.float32(0))),
         mask=torch.from_numpy(mask),
     )
+
+
+def days_ago(store: TokenStore, rows: Integer[np.ndarray, " B"]) -> Float32[Tensor, "B L"]:
+    """Days before prediction_time of each token of ``collate``'s batch; infinite where it has no time, or pads."""
+    mask, source = _padded(store, rows)  # [B, L]
+    return torch.from_numpy(np.where(mask, store.day[source], np.float32(np.inf)))
+
+
+def _padded(
+    store: TokenStore, rows: Integer[np.ndarray, " B"]
+) -> tuple[Bool[np.ndarray, "B L"], Int64[np.ndarray, "B L"]]:
+    """Which places of rows padded to the longest are real, and where their tokens stand in the store (0: nowhere)."""
+    lengths = store.lengths[rows]  # [B]
+    at = np.arange(lengths.max(initial=1))  # [L]
+    mask = at < lengths[:, None]  # [B, L]
+    return mask, np.where(mask, store.offsets[rows][:, None] + at, 0)
 
 
 def micro_batches(

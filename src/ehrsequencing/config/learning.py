@@ -88,7 +88,7 @@ class PretrainConfig(Strict):
         default=8, ge=1, description="visits of a record after which the future is predicted, under block_causal"
     )
     exclude_codes: tuple[str, ...] = Field(
-        default=(), description="codes that time-to-event and next-visit never predict"
+        default=(), description="codes that time-to-event, next-visit and record-summary never ask for"
     )
     exclude_outcome: bool = Field(
         default=True, description="nor the codes of the task's outcome and competing events: they would be labels"

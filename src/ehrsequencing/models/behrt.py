@@ -50,10 +50,12 @@ def sinusoids(position: Int[Tensor, "B L"], width: int) -> Float[Tensor, "B L W"
 def hide_codes(batch: Batch, vocab_size: int, share: float | int) -> Batch:
     """Hide some codes of every record, each wherever it stands there, value included: they become ``[MASK]``.
 
-    The share of codes is drawn anew for each record, uniform from nothing to twice ``share``, so that whole records
-    are seen, too. A model that must do without any one code cannot rest on the accidents of rare ones.
+    The share of codes is drawn anew for each record, uniform from nothing to twice ``share`` (where that is above 1, as
+    far below it on the other side), so that whole records are seen, too. A model that must do without any one code
+    cannot rest on the accidents of rare ones.
     """
-    rate = 2 * share * torch.rand(len(batch), 1, device=batch.code.device)  # [B,1]
+    reach = min(share, 1 - share)
+    rate = share - reach + 2 * reach * torch.rand(len(batch), 1, device=batch.code.device)  # [B,1]
     draw = torch.rand(len(batch), vocab_size, device=batch.code.device).gather(1, batch.code)  # [B,L]
     hidden = (draw < rate) & (batch.code >= N_SPECIAL)  # [B,L]
     return replace(batch, code=batch.code.masked_fill(hidden, MASK), has_value=batch.has_value & ~hidden)

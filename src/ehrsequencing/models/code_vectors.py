@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,9 @@ def fitted_to(vectors: Float64[np.ndarray, "n d"], width: int) -> Float64[np.nda
     Fewer components than W leave zeros. The sign of a component is such that its largest loading is positive, so that
     the same file gives the same vectors.
     """
-    centred = vectors - vectors.mean(axis=0)
+    size = float(np.abs(vectors).max()) or 1.0
+    centred = vectors / size  # so that no product overflows
+    centred = centred - centred.mean(axis=0)
     found = centred
     if vectors.shape[1] != width:
         _, axes = np.linalg.eigh(centred.T @ centred)  # ascending
@@ -89,7 +92,7 @@ def fitted_to(vectors: Float64[np.ndarray, "n d"], width: int) -> Float64[np.nda
         found = np.zeros((len(vectors), width))
         found[:, : axes.shape[1]] = centred @ axes
     spread = float(np.sqrt((found**2).mean()))
-    if spread <= 1e-12 * max(1.0, float(np.abs(vectors).max())):
+    if spread <= 1e-12:
         raise EhrError("all code vectors are the same", "code vectors", "give vectors that tell the codes apart")
     return np.asarray(found / (spread * math.sqrt(width)))
 
@@ -129,7 +132,7 @@ def _safetensors(path: Path) -> tuple[list[Any], list[Any]]:
         with safe_open(str(path), framework="np") as file:
             codes = json.loads((file.metadata() or {})["codes"])
             vectors = file.get_tensor("vectors")
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise EhrError(f"the file cannot be read: {error}", str(path), f"give {SAFETENSORS}") from None
     if vectors.ndim != 2 or not isinstance(codes, list) or len(codes) != len(vectors):
         what = f"vectors of shape {list(vectors.shape)} for {len(codes):,} codes"
@@ -145,7 +148,7 @@ def _checked(codes: list[Any], vectors: list[Any], path: Path) -> tuple[tuple[st
         raise refuse("no code vectors in the file", "write one vector a code")
     if not all(isinstance(code, str) and code for code in codes):
         raise refuse("a code that is not text, or empty", "name every code")
-    twice = sorted({code for code in codes if codes.count(code) > 1}) if len(set(codes)) < len(codes) else []
+    twice = sorted(code for code, times in Counter(codes).items() if times > 1)
     if twice:
         raise refuse(f"{len(twice):,} codes stand twice, the first being {twice[0]}", "give one vector a code")
     widths = {0 if vector is None else len(vector) for vector in vectors}

@@ -184,9 +184,10 @@ def apply_adapter(
             "merge it (merge_lora) or load the encoder again",
             code=Exit.CONFIG,
         )
-    _record(behrt, spec, train_embeddings, train_norms)
+    _refuse_frozen(behrt)
     if found is None:
         _inject(behrt, spec)
+    _record(behrt, spec, train_embeddings, train_norms)
     for name, parameter in behrt.named_parameters():
         parameter.requires_grad_(is_adapter(name) or moves_beside(name, train_embeddings, train_norms))
     return behrt
@@ -203,7 +204,7 @@ def apply_lora_from_config(behrt: nn.Module) -> nn.Module:
     )
 
 
-def _record(behrt: nn.Module, spec: AdapterSpec, train_embeddings: bool, train_norms: bool) -> None:
+def _refuse_frozen(behrt: nn.Module) -> None:
     config: Any = behrt.config
     if config.freeze_behrt:
         raise EhrError(
@@ -212,6 +213,10 @@ def _record(behrt: nn.Module, spec: AdapterSpec, train_embeddings: bool, train_n
             "build the model without freeze_behrt, or use apply_strategy(model, 'lora')",
             code=Exit.CONFIG,
         )
+
+
+def _record(behrt: nn.Module, spec: AdapterSpec, train_embeddings: bool, train_norms: bool) -> None:
+    config: Any = behrt.config
     config.use_lora, config.lora_rank, config.lora_alpha = True, spec.rank, spec.alpha
     config.lora_dropout, config.lora_targets = spec.dropout, list(spec.targets)
     config.lora_rank_stabilised, config.lora_dora = spec.rank_stabilised, spec.dora

@@ -146,8 +146,14 @@ class SummaryHead(nn.Module):
 
     def forward(self, vectors: Float[Tensor, "B F"]) -> tuple[Float[Tensor, "B 4 N"], Float[Tensor, "B 3 V"]]:
         """Log odds of each code's presence with its count and recencies, and what is said of values."""
+        return self._parts(self.dense(self.norm(vectors)))
+
+    def marginal(self) -> tuple[Float[Tensor, "1 4 N"], Float[Tensor, "1 3 V"]]:
+        """The biases alone."""
+        return self._parts(self.dense.bias[None])
+
+    def _parts(self, out: Float[Tensor, "B out"]) -> tuple[Float[Tensor, "B 4 N"], Float[Tensor, "B 3 V"]]:
         n, v = self.sizes
-        out = self.dense(self.norm(vectors))  # [B,4N+3V]
         return out[:, : 4 * n].unflatten(1, (4, n)), out[:, 4 * n :].unflatten(1, (3, v))
 
     @torch.no_grad()

@@ -192,10 +192,10 @@ def kept_from_outcomes(config: PretrainConfig, dataset: MedsDataset, task: TaskC
     """The settings with the codes of the task's outcome and competing events among those never predicted.
 
     Their times in the records of training subjects without a label would be labels by another name. Settings under
-    which nothing of the future is predicted are returned as they are.
+    which no code is asked for by name are returned as they are.
     """
-    predicts = any(OBJECTIVES[name].future for name in config.objectives)
-    if not (predicts and config.exclude_outcome and isinstance(task, TaskConfig)):
+    names = any(OBJECTIVES[name].named for name in config.objectives)
+    if not (names and config.exclude_outcome and isinstance(task, TaskConfig)):
         return config
     known = distinct_codes(dataset.scan())
     own = {code for event in (task.outcome, *task.competing.values()) for code in matching_codes(event.code, known)}

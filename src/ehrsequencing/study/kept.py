@@ -114,13 +114,15 @@ def study_key(study: StudyConfig, beside: Path) -> str:
     settings = study.model_dump(mode="json", by_alias=True)
     task = beside / study.task if isinstance(study.task, str) else None
     text = task.read_text(encoding="utf-8") if task is not None and task.is_file() else ""
-    return digest_of([settings, text, list(_sources(settings["data"])), environment()])
+    return digest_of(
+        [settings, text, list(_sources([settings["data"], settings["model"]["code_vectors"]])), environment()]
+    )
 
 
 def _sources(setting: Any) -> Iterator[list[Any]]:
-    """Every file that a setting of ``data`` names, or that lies in a folder it names."""
-    if isinstance(setting, dict):
-        for value in setting.values():
+    """Every file that a setting names, or that lies in a folder it names."""
+    if isinstance(setting, dict | list):
+        for value in setting.values() if isinstance(setting, dict) else setting:
             yield from _sources(value)
     if not isinstance(setting, str) or not (path := Path(setting).expanduser()).exists():
         return

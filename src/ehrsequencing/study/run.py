@@ -18,6 +18,7 @@ from ehrsequencing.config import HELD_OUT, TUNING, StudyConfig, TaskConfig, load
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.files import publish, workplace, write_json
+from ehrsequencing.models.code_vectors import CodeVectors
 from ehrsequencing.models.configuration import BIDIRECTIONAL_LEAK, LEAK_FIX
 from ehrsequencing.models.strategies import find_strategy
 from ehrsequencing.report import write_report
@@ -116,8 +117,12 @@ def plan(path: Path) -> str:
 
 
 def read_study(path: Path) -> StudyConfig:
-    """A STUDY.yaml whose strategies and baselines all exist."""
+    """A STUDY.yaml whose strategies, baselines and code vectors all exist; the last are looked for beside it."""
     study = load_yaml(StudyConfig, path)
+    if study.model.code_vectors is not None:
+        file = str(Path(path).parent / Path(study.model.code_vectors).expanduser())
+        CodeVectors.read(file)
+        study = study.model_copy(update={"model": study.model.model_copy(update={"code_vectors": file})})
     for name in study.strategies:
         find_strategy(name)
     check_names(study.baselines, f"{path}, baselines")

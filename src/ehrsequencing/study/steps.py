@@ -266,7 +266,6 @@ def _write_bundle(
             recipe,
             pretrained.model,
             seed=seed,
-            code_dropout=ModelConfig().code_dropout,
             attention=attention,
             cache=cache,
             progress=progress,

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from ehrsequencing.batches import SurvivalData, VisitData
-from ehrsequencing.config import TRAIN, TUNING, OptimizerConfig
+from ehrsequencing.config import TRAIN, TUNING, ModelConfig, OptimizerConfig
 from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.models.behrt import BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
@@ -30,7 +30,7 @@ from ehrsequencing.models.strategies import FootprintAudit, Strategy, find_strat
 from ehrsequencing.models.wide import RidgeHazard, fit_ridge_hazard
 from ehrsequencing.nonparametric import for_outcome
 from ehrsequencing.training.checkpoints import calibrated_among_the_best
-from ehrsequencing.training.loop import Epoch, Progress, Schedule, Tick, silent, train
+from ehrsequencing.training.loop import Epoch, Progress, Schedule, State, Tick, restore, silent, train, trainable_state
 from ehrsequencing.training.objectives import SurvivalObjective, TuningScore
 from ehrsequencing.training.recipes import Recipe
 from ehrsequencing.training.resume import Resume, module_digest
@@ -100,7 +100,7 @@ def finetune(
     *,
     seed: int = 0,
     dropout: float | None = None,
-    code_dropout: float | None = None,
+    code_dropout: float = ModelConfig().code_dropout,
     attention: str | None = None,
     cache: FeatureCache | None = None,
     progress: Progress = silent,
@@ -219,10 +219,11 @@ def _fit_by_loop(
     counts = model.get_trainable_parameters()
     progress(Tick(strategy.name, 0, recipe.epochs, _footprint(model, strategy)))
     choose = calibrated_among_the_best(objective) if recipe.checkpoint == "c_index+calibration" else None
+    start = _Start.of(model, data, cache) if isinstance(model.hazard_head, LinearHead) else None
     history = train(model, objective, schedule, title=strategy.name, progress=progress, audit=audit, choose=choose,
                     resume=resume)  # fmt: skip
+    notes = [*audit.notes, *objective.notes, *([] if start is None else start.keep_if_better(model, history))]
     model.eval()
-    notes = [*audit.notes, *objective.notes]
     if strategy.cached_features:
         logits = _head_logits(model, cache.get(model, data)[_places(data)])
     elif data.visits is None:
@@ -230,6 +231,28 @@ def _fit_by_loop(
     else:
         logits = visit_logits(model, data.visits.places.take(data.visits.evaluated))
     return FineTuned(strategy, model, logits, counts, history, 0.0, notes)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A model as it starts from the convex fit, and its score on tuning: a checkpoint like every epoch's."""
+
+    state: State
+    score: float
+
+    @classmethod
+    def of(cls, model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache) -> _Start:
+        logits = _head_logits(model, cache.get(model, data)[_places(data, data.index(TUNING))])
+        return cls(trainable_state(model), TuningScore(data)(logits)["score"])
+
+    def keep_if_better(self, model: BEHRTForSurvival, history: list[Epoch]) -> list[str]:
+        """Put the start back where no epoch scored as high; says so."""
+        if max(epoch.metrics["score"] for epoch in history) > self.score:
+            return []
+        restore(model, self.state)
+        for epoch in history:
+            epoch.best = False
+        return ["no epoch did better on tuning than the convex fit it started from, which is kept"]
 
 
 def _objective(

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ehrsequencing.batches import Batch, collate, cut_at_random, micro_batches
+from ehrsequencing.batches import Batch, collate, cut_at_random, days_ago, micro_batches
 from ehrsequencing.config import TOKEN_BUDGET, ModelConfig, PretrainConfig
 from ehrsequencing.errors import EhrError
 from ehrsequencing.models.behrt import BEHRTConfig
@@ -136,15 +136,16 @@ class Mixture:
         if not bool((targets != IGNORE).any()) and not own and not self.pooled:
             return None
         hidden = self.model.behrt(shown)  # [B,L,H]
+        days = days_ago(read, rows)  # [B,L]
         pooled = self._pooled(hidden, batch) if self.pooled else None  # [B,F]
         if own is None:
-            return MicroBatch(batch, targets, hidden, pooled)
+            return MicroBatch(batch, targets, hidden, days, pooled)
         at = torch.from_numpy(local[own.row])  # [Q]
         if self.training.causal:
             vectors = pool_visits(hidden, batch.mask, batch.visit)[at, torch.from_numpy(own.visit)]  # [Q,F]
         else:
             vectors = pool(hidden, batch.mask)[at]  # [Q,F]
-        return MicroBatch(batch, targets, hidden, pooled, Future(whole, own, vectors))
+        return MicroBatch(batch, targets, hidden, days, pooled, Future(whole, own, vectors))
 
     def _pooled(self, hidden: Float[Tensor, "B L H"], batch: Batch) -> Float[Tensor, "B F"]:
         """The vector of each record as fine-tuning reads it; under the block-causal mask that of its last visit."""
@@ -286,6 +287,6 @@ def _told(objective: Mixture, tokenizer: Tokenizer) -> dict[str, Any]:
     for name, weight in objective.weights.items():
         facts = OBJECTIVES[name].facts(objective.heads[name], tokenizer) if name in objective.heads else {}
         ids = excluded_ids(tokenizer, objective.config.exclude_codes)
-        excluded = {"never_predicted": [tokenizer.codes[code] for code in ids]} if OBJECTIVES[name].future else {}
+        excluded = {"never_predicted": [tokenizer.codes[code] for code in ids]} if OBJECTIVES[name].named else {}
         told[name] = {"weight": weight, **facts, **excluded}
     return told

@@ -29,7 +29,7 @@ from ehrsequencing.training.futures import (
     visit_log_odds,
     waits,
 )
-from ehrsequencing.training.summaries import summarise
+from ehrsequencing.training.summaries import Summary, summarise
 
 SUMMARY_WEIGHTS, VALUE_WEIGHT = torch.tensor([0.5, 4.0, 4.0]), 2.0
 """Of squared errors of log counts, last and first recency, and of standardised values, beside presence in nats."""
@@ -42,7 +42,7 @@ class Training:
     """What heads are made from: the training subjects' own records, how they are coded, and the settings.
 
     Attributes:
-        predicted: which ids may be predicted as the future: no special token, none of the excluded codes.
+        predicted: which ids may be asked for by name: no special token, none of the excluded codes.
     """
 
     model: BEHRTForMaskedLM
@@ -103,6 +103,7 @@ class MicroBatch:
         batch: the records as they are before masking.
         targets: the codes to guess, IGNORE elsewhere.
         hidden: of every token, as the encoder read it masked.
+        days: before prediction_time (the cut), of every token; infinite where it has no time.
         vectors: the pooled vector of each record (block-causal: of its last visit), where an objective asks for it.
         future: where some objective predicts it.
     """
@@ -110,6 +111,7 @@ class MicroBatch:
     batch: Batch
     targets: Int[Tensor, "B L"]
     hidden: Float[Tensor, "B L H"]
+    days: Float[Tensor, "B L"]
     vectors: Float[Tensor, "B F"] | None = None
     future: Future | None = None
 
@@ -154,6 +156,7 @@ class PretrainingObjective:
     Attributes:
         future: whether it predicts what comes after a moment (then bidirectional records are cut there).
         pooled: whether it reads the record's pooled vector.
+        named: whether it asks for codes by name, so that a task's own outcome is to be left out.
         make_head: its head, fitted to the training records' marginals; None where the encoder's own serves.
         loss: on a micro-batch: the mean, and over how many things.
         facts: what the record of the pretraining tells of it.
@@ -164,6 +167,7 @@ class PretrainingObjective:
     future: bool
     loss: Loss
     pooled: bool = False
+    named: bool = False
     make_head: Callable[[Training, Tokenizer], nn.Module] | None = None
     facts: Callable[[nn.Module, Tokenizer], dict[str, Any]] = lambda head, tokenizer: {}
 
@@ -242,26 +246,37 @@ def _record_summary(training: Training, head: nn.Module | None, part: MicroBatch
     The encoder reads the record with some of its codes hidden, and is asked about all of them.
     """
     own, vectors = cast(SummaryHead, head), cast(Tensor, part.vectors)
-    truth = summarise(part.batch, own.slot, own.sizes[0], own.value_slot, own.sizes[1])
+    truth = summarise(part.batch, part.days, own.slot, own.sizes[0], own.value_slot, own.sizes[1])
     codes, values = own(vectors)  # [B,4,N], [B,3,V]
     present = truth.codes[:, 0]  # [B,N]
     count = int(present.sum())
     if count == 0:
         return Term(torch.zeros(()), 0)
-    loss = binary_cross_entropy_with_logits(codes[:, 0], present, reduction="sum")
-    loss = loss + (SUMMARY_WEIGHTS[:, None] * (codes[:, 1:] - truth.codes[:, 1:]) ** 2).sum()
-    loss = loss + VALUE_WEIGHT * (truth.valued[:, None] * (values - truth.values) ** 2).sum()
-    return Term(loss / count, count)
+    biases = {} if torch.is_grad_enabled() else {"record_summary_biases": float(_misses(truth, *own.marginal()))}
+    return Term(_misses(truth, codes, values) / count, count, biases)
+
+
+def _misses(truth: Summary, codes: Float[Tensor, "B 4 N"], values: Float[Tensor, "B 3 V"]) -> Float[Tensor, ""]:
+    """Summed loss of what is told of the records."""
+    codes = codes.expand_as(truth.codes)  # [B,4,N]
+    present = binary_cross_entropy_with_logits(codes[:, 0], truth.codes[:, 0], reduction="sum")
+    figures = (SUMMARY_WEIGHTS[:, None] * (codes[:, 1:] - truth.codes[:, 1:]) ** 2).sum()
+    return present + figures + VALUE_WEIGHT * (truth.valued[:, None] * (values - truth.values) ** 2).sum()
 
 
 def _summary_head(training: Training, tokenizer: Tokenizer) -> SummaryHead:
-    known = np.arange(training.sizes.vocab_size) >= N_SPECIAL
-    codes, _ = frequent_codes(training.store, training.config.summary_codes, known, dated_only=False)
+    codes, _ = frequent_codes(training.store, training.config.summary_codes, training.predicted, dated_only=False)
     if len(codes) == 0:
         raise EhrError("no code to sum up", "record-summary", "leave this objective out")
-    head = SummaryHead(training.sizes, len(codes), len(tokenizer.value_codes))
-    head.set_codes(torch.from_numpy(codes), torch.tensor(tokenizer.value_codes, dtype=torch.long))
+    valued = [code for code in tokenizer.value_codes if training.predicted[code]]
+    head = SummaryHead(training.sizes, len(codes), len(valued))
+    head.set_codes(torch.from_numpy(codes), torch.tensor(valued, dtype=torch.long))
     return head
+
+
+def _refuse_single_visits(training: Training, name: str) -> None:
+    if int(training.store.visit.max(initial=0)) < 2:
+        raise EhrError("no record has a second visit to predict", name, "leave this objective out")
 
 
 def _value_head(training: Training, tokenizer: Tokenizer) -> ValueHead:
@@ -271,6 +286,7 @@ def _value_head(training: Training, tokenizer: Tokenizer) -> ValueHead:
 
 
 def _next_visit_head(training: Training, tokenizer: Tokenizer) -> NextVisitHead:
+    _refuse_single_visits(training, "next-visit")
     head = NextVisitHead(training.sizes)
     log_odds = visit_log_odds(training.store, training.sizes.vocab_size)
     head.set_marginal(torch.from_numpy(log_odds).float(), torch.from_numpy(training.predicted))
@@ -278,6 +294,7 @@ def _next_visit_head(training: Training, tokenizer: Tokenizer) -> NextVisitHead:
 
 
 def _time_to_event_head(training: Training, tokenizer: Tokenizer) -> TimeToEventHead:
+    _refuse_single_visits(training, "time-to-event")
     config = training.config
     codes, _ = frequent_codes(training.store, config.n_codes, training.predicted)
     if len(codes) == 0:
@@ -326,6 +343,7 @@ OBJECTIVES: Mapping[str, PretrainingObjective] = {
             "next-visit",
             "predict which codes the next visit holds: what comes next, whenever it comes",
             future=True,
+            named=True,
             loss=_next_visit,
             make_head=_next_visit_head,
         ),
@@ -334,6 +352,7 @@ OBJECTIVES: Mapping[str, PretrainingObjective] = {
             "predict the time to the next occurrence of each frequent code (Steinberg et al. 2023, MOTOR): what comes, "
             "and when, as the tasks ask",
             future=True,
+            named=True,
             loss=_time_to_event,
             make_head=_time_to_event_head,
             facts=_time_to_event_facts,
@@ -344,6 +363,7 @@ OBJECTIVES: Mapping[str, PretrainingObjective] = {
             "how values run: what a statistician would ask of it lies ready for a linear head",
             future=False,
             pooled=True,
+            named=True,
             loss=_record_summary,
             make_head=_summary_head,
         ),

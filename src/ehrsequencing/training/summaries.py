@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ehrsequencing.batches import Batch
 from ehrsequencing.config import DAYS_PER_YEAR
-from ehrsequencing.models.rotary import coordinates
 
 LAST_DAYS, FIRST_DAYS = 365.0, 1_500.0
 """Recency is exp(−days since the last, or the first, occurrence / these)."""
@@ -40,14 +39,21 @@ class Summary:
 
 
 def summarise(
-    batch: Batch, slot: Int[Tensor, " vocab"], n: int, value_slot: Int[Tensor, " vocab"], n_values: int
+    batch: Batch,
+    days: Float[Tensor, "B L"],
+    slot: Int[Tensor, " vocab"],
+    n: int,
+    value_slot: Int[Tensor, " vocab"],
+    n_values: int,
 ) -> Summary:
-    """The summary of each record of a batch, days counted back from ``[CLS]``, which stands at prediction_time.
+    """The summary of each record of a batch.
 
     Args:
+        days: before prediction_time, of each token; infinite where it has no time (``batches.days_ago``).
         slot, value_slot: the place of each id among the N codes, and the V codes with values; −1 for none.
     """
-    ago, dated = _days_ago(batch)  # [B,L]
+    dated = days.isfinite().float()  # [B,L]
+    ago = torch.where(days.isfinite(), days, 0.0)  # [B,L]
     own = slot[batch.code].masked_fill(~batch.mask, -1)  # [B,L]
     place = own.clamp_min(0)  # [B,L]
     known = (own >= 0).float()  # [B,L]
@@ -60,12 +66,6 @@ def summarise(
     first = dated_codes * torch.exp(-since / FIRST_DAYS)  # [B,N]
     codes = torch.stack([(count > 0).float(), count.log1p(), last, first], dim=1)  # [B,4,N]
     return Summary(codes, *_values(batch, ago, dated, value_slot, n_values))
-
-
-def _days_ago(batch: Batch) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-    """Days before prediction_time of each token, and 1 where it has a time."""
-    days = coordinates(batch)[..., 2]  # [B,L]
-    return (days[:, :1] - days).clamp_min(0), (batch.visit > 0).float()
 
 
 def _values(

@@ -18,11 +18,12 @@ def learned(record: Mapping[str, Any], *, brackets: bool = False) -> str:
         joined = f" ({alone})" if brackets else f", {alone}"
         told.append(f"masked codes guessed {record['accuracy']:.1%} of the time{joined}")
     told += [
-        f"{name} {record[loss]:.3f} (without a model {record[base]:.3f})"
-        for name, loss, base in (
-            ("masked values", "masked_values_loss", "masked_values_median"),
-            ("next visit", "next_visit_loss", "next_visit_marginal"),
-            ("time to event", "time_to_event_loss", "time_to_event_biases"),
+        f"{name} {record[loss]:.3f} ({beside} {record[base]:.3f})"
+        for name, loss, beside, base in (
+            ("masked values", "masked_values_loss", "the median alone", "masked_values_median"),
+            ("next visit", "next_visit_loss", "its biases alone", "next_visit_marginal"),
+            ("time to event", "time_to_event_loss", "its biases alone", "time_to_event_biases"),
+            ("record summary", "record_summary_loss", "its biases alone", "record_summary_biases"),
         )
         if loss in record and base in record
     ]
