@@ -277,7 +277,7 @@ def test_an_adapter_file_that_does_not_fit_is_refused_and_the_model_left_alone(b
 
 def test_a_head_with_other_bins_is_refused(tmp_path):
     save_adapter(adapted(), tmp_path / "adapter.safetensors")
-    with pytest.raises(EhrError, match=r"hazard_head\.hazard"):
+    with pytest.raises(EhrError, match=r"hazard_head\.bias"):
         load_adapter(BEHRTForSurvival.from_encoder(pretrained(), n_bins=9), tmp_path / "adapter.safetensors")
 
 

@@ -59,7 +59,7 @@ def fit_division(work: Workplace, division: Division, cohort: Cohort, tau: float
     scored = [*_simple_models(work, division, prepared, wide_fit), *_oracle(work.dataset, prepared)]
     cache = FeatureCache()
     for strategy in (STRATEGIES[name] for name in work.study.strategies):
-        for seed in _seeds(strategy, work.study.seeds):
+        for seed in work.study.seeds[:1] if strategy.deterministic else work.study.seeds:
             fit = partial(_one_strategy, work, division, prepared, encoder, _hazard(wide_fit), strategy, seed, cache)
             scored += work.kept.scored(f"{strategy.name}-{seed}{division.tag}", fit)
     if prepared.data.visits is not None:
@@ -130,12 +130,6 @@ def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
     record = encoder.record
     work.say(f"encoder{division.tag}: {record['subjects']:,} records, {record['tokens']:,} tokens; {learned(record)}")
     return encoder
-
-
-def _seeds(strategy: Strategy, seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """A convex fit on a pretrained encoder is the same for every seed."""
-    deterministic = strategy.head == "linear" and strategy.encoder == "pretrained"
-    return seeds[:1] if deterministic else seeds
 
 
 def _one_strategy(

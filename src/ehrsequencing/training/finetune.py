@@ -32,6 +32,7 @@ from ehrsequencing.nonparametric import for_outcome
 from ehrsequencing.training.checkpoints import calibrated_among_the_best
 from ehrsequencing.training.loop import Epoch, Progress, Schedule, State, Tick, restore, silent, train, trainable_state
 from ehrsequencing.training.objectives import SurvivalObjective, TuningScore
+from ehrsequencing.training.pacing import Pacing
 from ehrsequencing.training.recipes import Recipe
 from ehrsequencing.training.resume import Resume, module_digest
 from ehrsequencing.training.visits import VisitObjective
@@ -116,16 +117,25 @@ def finetune(
     strategy, cache = find_strategy(strategy), cache or FeatureCache()
     shares = {"dropout": dropout, "head_dropout": dropout, "code_dropout": code_dropout}
     overrides = {name: share for name, share in shares.items() if share is not None}
-    if strategy.head == "best":
-        heads = [replace(strategy, head="mlp"), replace(strategy, head="linear")]
-        fits = [_fit(data, s, recipe, encoder, seed, overrides, attention, cache, progress, resume) for s in heads]
-        best = min(fits, key=lambda fit: fit.tuning(data)["tuning_nll"])
-        best.notes.append(f"{best.strategy.head} head kept: lower tuning likelihood loss")
-        fitted = replace(best, strategy=strategy)
-    else:
-        fitted = _fit(data, strategy, recipe, encoder, seed, overrides, attention, cache, progress, resume)
-    spent = sum(epoch.seconds for epoch in fitted.history)  # part of it before the run was killed, perhaps
+    about = recipe, encoder, seed, overrides, attention, cache, progress
+    fits = [_fit(data, each, *about, _resume_of(each, strategy, resume)) for each in strategy.candidates]
+    best = min(fits, key=lambda fit: fit.tuning(data)["tuning_nll"])
+    if len(fits) > 1:
+        best.notes.append(_why_kept(strategy, best.strategy))
+    fitted = replace(best, strategy=strategy)
+    spent = sum(epoch.seconds for fit in fits for epoch in fit.history)  # part of it before a kill, perhaps
     return replace(fitted, seconds=max(spent, time.perf_counter() - started))
+
+
+def _resume_of(candidate: Strategy, strategy: Strategy, resume: Resume | None) -> Resume | None:
+    """Each of several has a state of its own."""
+    alone = len(strategy.candidates) == 1
+    return resume if resume is None or alone else resume.within(f"{candidate.head}-{candidate.learning_rate:g}")
+
+
+def _why_kept(strategy: Strategy, best: Strategy) -> str:
+    rate = f" at learning rate {best.learning_rate:g}" if strategy.learning_rates and best.head != "linear" else ""
+    return f"{best.head} head{rate} kept: lower tuning likelihood loss"
 
 
 def _fit(
@@ -141,7 +151,8 @@ def _fit(
     resume: Resume | None,
 ) -> FineTuned:
     torch.manual_seed(seed)
-    overrides = {**overrides, "n_bins": data.grid.n_bins, "n_causes": data.n_causes, "head": strategy.head}
+    shape = {"n_bins": data.grid.n_bins, "n_causes": data.n_causes}
+    overrides = {**overrides, **shape, "head": strategy.head, "hazards": strategy.hazards}
     predict_at = "index" if data.visits is None else "every_visit"
     model = BEHRTForSurvival.from_encoder(
         encoder, strategy=strategy, predict_at=predict_at, attention=attention, **overrides
@@ -181,6 +192,7 @@ def _fit_ridge(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache)
         data.targets(tuning_rows),
         n_bins=data.grid.n_bins,
         n_causes=data.n_causes,
+        per_bin=model.config.head_hazards == "per_bin",
     )
 
 
@@ -214,7 +226,8 @@ def _fit_by_loop(
     optimizer = OptimizerConfig(
         learning_rate=strategy.learning_rate, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm
     )
-    schedule = Schedule(recipe.epochs, recipe.batch_size, optimizer, recipe.patience, seed)
+    pacing = Pacing(strategy.encoder_rate, strategy.unfreeze_every, model.config.num_hidden_layers)
+    schedule = Schedule(recipe.epochs, recipe.batch_size, optimizer, recipe.patience, seed, pacing)
     audit = FootprintAudit(model)
     counts = model.get_trainable_parameters()
     progress(Tick(strategy.name, 0, recipe.epochs, _footprint(model, strategy)))
