@@ -129,8 +129,8 @@ def switch_adapter(model: nn.Module, path: str | Path) -> nn.Module:
         raise _misfit(path, "it does not say which head it was trained with")
     if file.base != base_digest(behrt, file.train_embeddings, file.train_norms):
         raise _misfit(path, "it was trained over another base encoder")
-    other = copy.deepcopy(model)
-    drop_adapter(other.behrt)  # type: ignore[arg-type]
+    other: Any = copy.deepcopy(model)
+    drop_adapter(other.behrt)
     for name, value in file.head.items():
         setattr(other.config, name, value)
     other.hazard_head = HEADS[other.config.head](other.config)

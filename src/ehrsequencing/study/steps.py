@@ -248,7 +248,11 @@ def changed_strategy(name: str, settings: Sequence[str]) -> Strategy:
         key, equals, value = setting.partition("=")
         if not equals or key in ("name", "like"):
             raise EhrError(f"expected KEY=VALUE, found '{setting}'", "--set", "write lora_rank=32", code=Exit.USAGE)
-        given[key] = yaml.safe_load(value)
+        try:
+            given[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            what = f"the value of {key} is no YAML: '{value}'"
+            raise EhrError(what, "--set", "write numbers, words or [lists]", code=Exit.USAGE) from None
     return read_strategy(parse(StrategyConfig, {"name": f"{name}-changed", "like": name, **given}, "--set"), "--set")
 
 
