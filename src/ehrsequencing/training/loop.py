@@ -169,6 +169,11 @@ def train(
     return run.finish(choose, store)
 
 
+def _is_told(metric: str) -> bool:
+    """Whether a line of progress shows it: not the score, nor what is of one of several outcomes (``NAME/figure``)."""
+    return metric != "score" and "/" not in metric
+
+
 class _Run:
     """Everything that moves while a model is trained, and how it is put away and taken up again."""
 
@@ -247,7 +252,7 @@ class _Run:
         seconds = self.spent + time.perf_counter() - self.started
         self.history.append(Epoch(epoch, loss, self.optimizer.param_groups[0]["lr"], seconds, metrics))
         self.checkpoints.offer(epoch, metrics["score"], self.model, keep_all=self.keep_all)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "score")
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if _is_told(name))
         said = f"epoch {epoch + 1}: loss {loss:.4f}  {shown}"
         self.progress(Tick(self.title, epoch + 1, self.schedule.epochs, said))
 
