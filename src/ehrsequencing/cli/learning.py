@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -117,6 +118,12 @@ def finetune(
     out: Out,
     encoder: Annotated[Path, typer.Option(help="a pretrained encoder (from 'ehrseq pretrain')")],
     strategy: Annotated[str, typer.Option(help="auto, or a strategy by name (see 'ehrseq advise')")] = "auto",
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="TASK.yaml", help="another outcome, at once (may be repeated): OUT then has a bundle for each"
+        ),
+    ] = None,
     attention: Annotated[
         str | None, typer.Option(help="fine-tune under this mask though the encoder was pretrained under the other")
     ] = None,
@@ -130,17 +137,18 @@ def finetune(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Adapt the encoder to one outcome; leaves one bundle and says what it chose and why."""
+    """Adapt the encoder to one outcome, or several at once; leaves a bundle for each and says what it chose and why."""
     from ehrsequencing.cli.progress import ProgressDisplay
     from ehrsequencing.config import BudgetConfig
-    from ehrsequencing.study import steps
+    from ehrsequencing.study import outcomes, steps
 
     use_threads(threads)
     to, budget = Output(quiet=quiet), BudgetConfig(max_epochs=max_epochs, patience=patience)
     with ProgressDisplay(quiet) as progress:
-        summary = steps.write_bundle(
-            meds,
-            task,
+        write = (
+            partial(outcomes.write_outcomes, meds, [task, *also]) if also else partial(steps.write_bundle, meds, task)
+        )
+        summary = write(
             out,
             encoder=encoder,
             strategy=strategy,
@@ -153,7 +161,8 @@ def finetune(
             say=to.say,
         )
     to.say(summary)
-    to.next("predict", out, meds, beside(out, "predictions.parquet"))
+    bundle = outcomes.first_bundle(out) if also else out
+    to.next("predict", bundle, meds, beside(out, "predictions.parquet"))
 
 
 @app.command(epilog="Example: ehrseq predict out/bundle out/sim out/predictions.parquet")

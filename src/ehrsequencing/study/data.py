@@ -48,6 +48,7 @@ from ehrsequencing.timegrid import TimeGrid, truncate
 from ehrsequencing.tokens import Tokenizer, TokenStore, tokenize, tokenize_windows
 from ehrsequencing.training.pretraining_objectives import OBJECTIVES
 
+_KEYS = ("subject_id", "prediction_time")
 INNER_TUNING = SPLIT_FRACTIONS[TUNING] / (SPLIT_FRACTIONS[TRAIN] + SPLIT_FRACTIONS[TUNING])
 
 
@@ -227,14 +228,41 @@ class Prepared:
         return self.events(TRAIN) + self.events(TUNING)
 
 
+@dataclass(frozen=True)
+class Readable:
+    """What models may read of some predictions, each once: their cut histories, and their tokens in the rows' order."""
+
+    rows: pl.DataFrame
+    history: pl.DataFrame
+    tokens: TokenStore
+
+    @classmethod
+    def of(cls, dataset: MedsDataset, rows: pl.DataFrame, task: TaskConfig, tokenizer: Tokenizer) -> Readable:
+        """Read and tokenise the rows under the task's rules."""
+        readable = cut(dataset.scan(), rows, task, visit_column=tokenizer.config.visit_column)
+        history = readable.collect(engine="streaming")
+        return cls(rows.select(_KEYS), history, tokenize(history, rows, tokenizer))
+
+    def tokens_of(self, table: pl.DataFrame) -> TokenStore:
+        """The tokens of some of the rows, in the order of ``table``."""
+        if table.select(_KEYS).equals(self.rows):
+            return self.tokens
+        numbered = self.rows.with_row_index("at")
+        at = table.select(_KEYS).join(numbered, on=_KEYS, how="left", maintain_order="left")["at"]
+        return self.tokens.take(at.to_numpy().astype(np.int64))
+
+
 def prepare(
     dataset: MedsDataset,
     cohort: Cohort,
     encoder: Encoder,
     config: FeaturesConfig = FeaturesConfig(),
     tau: float | None = None,
+    readable: Readable | None = None,
 ) -> Prepared:
     """Tokens, features and grid of a cohort; everything fitted is fitted on its training rows alone.
+
+    ``readable`` is what has been read already, for these rows and perhaps more, under the same rules.
 
     Raises:
         EhrError: the encoder was pretrained on tuning or held-out subjects (exit 15); the horizon is too long (12).
@@ -246,13 +274,13 @@ def prepare(
     duration, event = train["duration"].to_numpy(), train["event"].to_numpy()
     tau = choose_tau(duration, event, cohort.task.horizon_days) if tau is None else tau
     grid = TimeGrid.fit(duration, event, tau)
-    readable = cut(dataset.scan(), table, cohort.task, visit_column=tokenizer.config.visit_column)
-    history = readable.collect(engine="streaming")
+    readable = Readable.of(dataset, table, cohort.task, tokenizer) if readable is None else readable
+    history = readable.history
     spec = FeatureSpec.fit(history, train, config)
     shorter, seen = truncate(table["duration"].to_numpy(), table["event"].to_numpy(), tau)
     data = SurvivalData(
         rows=table.with_columns(pl.Series("duration", shorter), pl.Series("event", seen.astype(np.int8))),
-        tokens=tokenize(history, table, tokenizer),
+        tokens=readable.tokens_of(table),
         features=build_features(history, table, spec),
         grid=grid,
         tokenizer=tokenizer,

@@ -93,7 +93,7 @@ def refuse_unlike(datas: Mapping[str, SurvivalData]) -> None:
     """One encoder can learn from all of ``datas`` without a patient of one being held out of another.
 
     Raises:
-        EhrError: nothing to fit, an unfit name, or predictions at every visit (exit 10); a subject in two splits (exit 15).
+        EhrError: no outcome, an unfit name, predictions at every visit (exit 10); a subject in two splits (exit 15).
     """
     where = "several outcomes at once"
     if not datas:
@@ -115,8 +115,8 @@ def refuse_crossed(datas: Mapping[str, SurvivalData]) -> None:
     splits = pl.concat(each).sort("subject_id", "of").group_by("subject_id", maintain_order=True).agg("split", "of")
     crossed = splits.filter(pl.col("split").list.n_unique() > 1)
     if crossed.height:
-        first = crossed.row(0, named=True)
-        told = ", ".join(f"{split} in '{name}'" for split, name in zip(first["split"], first["of"], strict=True))
-        what = f"{crossed.height:,} subjects are in different splits for different outcomes (one is {told})"
+        one = crossed.row(0, named=True)
+        told = ", ".join(f"{split} in '{name}'" for split, name in zip(one["split"], one["of"], strict=True))
+        what = f"{crossed.height:,} subjects are in several splits, one of them {told}"
         fix = "divide all cohorts by one seed and one split_by; by the calendar, let all tasks have one index"
         raise EhrError(what, "several outcomes at once", fix, code=Exit.LEAKAGE)
