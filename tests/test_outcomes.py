@@ -20,7 +20,7 @@ from ehrsequencing.config import TRAIN, BudgetConfig, load_task
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.events import MedsDataset
-from ehrsequencing.inference import predict
+from ehrsequencing.inference import row_logits
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.forward import encode, hazard_logits
 from ehrsequencing.models.losses import hybrid_loss
@@ -33,10 +33,11 @@ from ehrsequencing.tokens import TokenStore
 from ehrsequencing.training.finetune import finetune, new_model
 from ehrsequencing.training.outcomes import JointSurvival, OutcomesObjective, finetune_outcomes
 from ehrsequencing.training.recipes import RECIPES
-from ehrsequencing.training.resume import Resume
+from ehrsequencing.training.resume import Resume, StateStore
 from ehrsequencing.training.union import SharedFeatures, UnionRows
 from interrupted import KillAfter, KilledError
 from test_resume import assert_same
+from test_resume_study import assert_same_files
 
 OUTCOMES = {
     "heart_failure": {"outcome": "ICD10CM//I50.9"},
@@ -361,20 +362,26 @@ def ehrseq(*words: object):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+@pytest.fixture(scope="module")
+def written(dataset, tasks, saved, tmp_path_factory):
+    """What the verb said, and the folder it left; one epoch of LoRA."""
+    first, *others = tasks.values()
+    out = tmp_path_factory.mktemp("written") / "out"
+    more = [word for path in others for word in ("--also", path)]
+    known = ("--encoder", saved, "--strategy", "lora", "--max-epochs", 1, *more)
+    return ehrseq("finetune", dataset.root, first, out, *known), out
+
+
 class TestVerb:
-    def test_a_bundle_an_outcome_that_every_verb_takes(self, dataset, tasks, saved, tmp_path):
-        first, *others = tasks.values()
-        out = tmp_path / "out"
-        more = [word for path in others for word in ("--also", path)]
-        known = ("--encoder", saved, "--strategy", "lora", "--max-epochs", 1, *more)
-        said = ehrseq("finetune", dataset.root, first, out, *known)
+    def test_a_bundle_an_outcome_that_every_verb_takes(self, dataset, tasks, written, tmp_path):
+        said, out = written
         assert said.exit_code == 0, said.output
         assert "The recipe of the smallest cohort, that of hypertension, is taken for all 3 outcomes." in said.stdout
         assert f"next: ehrseq predict {out / 'heart_failure'}" in said.stderr
         listed = json.loads((out / "outcomes.json").read_text())
         assert list(listed["outcomes"]) == list(OUTCOMES)
         assert {path.name for path in out.iterdir()} == {*OUTCOMES, "outcomes.json"}
-        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert [path.name for path in out.parent.iterdir()] == ["out"]
         for name in OUTCOMES:
             bundle = Bundle.load(out / name)
             assert bundle.task.name == name
@@ -388,70 +395,62 @@ class TestVerb:
         assert judged.exit_code == 0, judged.output
         assert "Harrell C" in judged.stdout
 
-    def test_a_reloaded_bundle_predicts_what_fine_tuning_gave(
-        self, dataset, tasks, saved, cohorts, encoder, jointly, datas, tmp_path
-    ):
-        write_outcomes(
-            dataset.root, list(tasks.values()), tmp_path / "out", encoder=saved, strategy="lora", budget=SHORT
-        )
-        small = RECIPES["small"].within(SHORT)[0]
-        expected = finetune_outcomes(datas, "lora", small, encoder.model)
+    def test_a_reloaded_bundle_predicts_what_fine_tuning_gave(self, dataset, encoder, datas, written):
+        recipe = RECIPES["small"].within(BudgetConfig(max_epochs=1))[0]
+        expected = finetune_outcomes(datas, "lora", recipe, encoder.model)
         for name, data in datas.items():
-            bundle = Bundle.load(tmp_path / "out" / name)
-            logits = hazard_logits(bundle.model, data.tokens, np.arange(len(data)))
+            bundle = Bundle.load(written[1] / name)
+            assert bundle.row("lora")[1].unchanged  # too few tuning events to recalibrate by
+            _, logits = row_logits(bundle, dataset, data.rows, "lora")
             assert np.abs(logits - expected[name].logits).max() < 1e-5
-            subjects = data.rows.select("subject_id", "prediction_time")
-            found = predict(bundle, dataset, subjects, row="wide")
-            assert found.subject_id.tolist() == data.rows["subject_id"].to_list()
+
+    def test_the_folder_around_several_bundles_is_told_from_a_bundle(self, dataset, tasks, saved, written):
+        out = written[1]
+        error = refusal(lambda: Bundle.load(out))
+        assert error.code == Exit.BUNDLE
+        assert "heart_failure, hypertension, kidney" in error.fix
+        error = refusal(lambda: write_bundle(dataset.root, tasks["kidney"], out, encoder=saved))
+        assert error.code == Exit.ENVIRONMENT
 
     def test_frozen_features_give_the_bundles_of_the_single_outcomes(self, dataset, tasks, saved, tmp_path):
         options = {"encoder": saved, "strategy": "frozen-ridge", "budget": SHORT}
-        write_outcomes(dataset.root, list(tasks.values()), tmp_path / "out", **options)
-        for name, path in tasks.items():
+        two = {name: tasks[name] for name in ("heart_failure", "kidney")}
+        write_outcomes(dataset.root, list(two.values()), tmp_path / "out", **options)
+        for name, path in two.items():
             write_bundle(dataset.root, path, tmp_path / name, **options)
-            one, two = (Bundle.load(folder / name) for folder in (tmp_path / "out", tmp_path))
-            assert one.rows == two.rows
-            for key, tensor in one.model.state_dict().items():
-                assert torch.allclose(tensor, two.model.state_dict()[key], atol=1e-5), key
-
-    def test_auto_takes_the_strategy_of_the_smallest_cohort(self, dataset, tasks, saved, tmp_path):
-        said: list[str] = []
-        paths = list(tasks.values())[:2]
-        write_outcomes(dataset.root, paths, tmp_path / "out", encoder=saved, budget=SHORT, say=said.append)
-        assert "frozen is its strategy" in "\n".join(said)
-        assert json.loads((tmp_path / "out" / "outcomes.json").read_text())["strategy"] == "frozen"
+            found, alone = (Bundle.load(folder / name) for folder in (tmp_path / "out", tmp_path))
+            assert {k: row.to_json() for k, row in found.rows.items()} == {
+                k: row.to_json() for k, row in alone.rows.items()
+            }
+            assert found.facts["tuning"] == pytest.approx(alone.facts["tuning"], abs=1e-6)
+            for key, tensor in found.model.state_dict().items():
+                assert torch.allclose(tensor, alone.model.state_dict()[key], atol=1e-5), key
 
     def test_killed_it_goes_on_and_leaves_the_same_files(self, dataset, tasks, saved, tmp_path, monkeypatch):
-        monkeypatch.setattr("ehrsequencing.training.resume.SHARE", 0)
-        monkeypatch.setattr("ehrsequencing.training.resume.SAVE_SECONDS", 0)
+        """The strategy is that of the recipe, for the smallest cohort."""
+        monkeypatch.setattr(StateStore, "due", lambda self: True)
+        said: list[str] = []
 
         def run(folder, progress):
-            paths = list(tasks.values())[:2]
-            write_outcomes(dataset.root, paths, tmp_path / folder, encoder=saved, strategy="lora", budget=SHORT,
-                           progress=progress)  # fmt: skip
+            paths = [tasks["heart_failure"], tasks["hypertension"]]
+            write_outcomes(dataset.root, paths, tmp_path / folder, encoder=saved, budget=SHORT, progress=progress,
+                           say=said.append)  # fmt: skip
 
         run("whole", KillAfter(10_000))
+        assert "frozen is its strategy" in "\n".join(said)
         with pytest.raises(KilledError):
-            run("out", KillAfter(6, "lora, 2 outcomes"))
-        assert not (tmp_path / "out").exists()
+            run("out", KillAfter(2, "hypertension: frozen"))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out.partial", "whole"]
         notes = KillAfter(10_000)
         run("out", notes)
-        for name in list(OUTCOMES)[:2]:
-            one, two = (tmp_path / folder / name / "adapter.safetensors" for folder in ("whole", "out"))
-            assert one.read_bytes() == two.read_bytes()
+        assert "finished earlier" in notes.notes
+        assert any("resumed in epoch 1, after" in note for note in notes.notes)
+        assert_same_files(tmp_path / "out", tmp_path / "whole")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
-    def test_mistakes_end_with_their_exit_codes_and_leave_nothing(self, dataset, tasks, saved, tmp_path):
+    def test_a_mistake_leaves_nothing(self, dataset, tasks, saved, tmp_path):
         kidney = tasks["kidney"]
         twin = ehrseq("finetune", dataset.root, kidney, tmp_path / "out", "--encoder", saved, "--also", kidney)
         assert isinstance(twin.exception, EhrError)
         assert twin.exception.code == Exit.CONFIG
         assert list(tmp_path.iterdir()) == []
-
-    def test_the_folder_around_several_bundles_is_told_from_a_bundle(self, dataset, tasks, saved, tmp_path):
-        paths = list(tasks.values())[:2]
-        write_outcomes(dataset.root, paths, tmp_path / "out", encoder=saved, strategy="frozen-ridge")
-        error = refusal(lambda: Bundle.load(tmp_path / "out"))
-        assert error.code == Exit.BUNDLE
-        assert "heart_failure, kidney" in error.fix
-        assert refusal(lambda: write_bundle(dataset.root, paths[0], tmp_path / "out", encoder=saved)).code == 14

@@ -93,11 +93,16 @@ def finetune_outcomes(
             code_dropout=code_dropout,
             attention=attention,
             cache=shared.of(name),
-            progress=progress,
+            progress=_of_outcome(name, progress),
             resume=None if resume is None else resume.within(name),
         )
         for name, data in datas.items()
     }
+
+
+def _of_outcome(name: str, progress: Progress) -> Progress:
+    """Tells the progress of one outcome's fit under its name."""
+    return lambda tick: progress(replace(tick, title=f"{name}: {tick.title}"))
 
 
 class JointSurvival(nn.Module):
