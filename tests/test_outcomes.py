@@ -246,6 +246,19 @@ class TestJoint:
         assert set(best[0].metrics) == {"train_c", "tuning_c", "tuning_brier", "tuning_nll", "score"}
         assert any("trained jointly with 2 other outcomes" in note for note in jointly["kidney"].notes)
 
+    def test_an_outcome_without_a_comparable_pair_on_tuning_leaves_the_choice_to_the_others(self, datas, encoder):
+        """Its likelihood is on another scale than a C, and is not averaged with one."""
+        one_epoch = RECIPES["medium"].within(BudgetConfig(max_epochs=1))[0]
+        data = datas["hypertension"]
+        silent = pl.when(pl.col("split") == "tuning").then(0).otherwise(pl.col("event")).cast(pl.Int8)
+        both = {"kidney": datas["kidney"], "hypertension": replace(data, rows=data.rows.with_columns(event=silent))}
+        found = finetune_outcomes(both, "lora", one_epoch, encoder.model)
+        epochs = {name: fitted.history[0].metrics for name, fitted in found.items()}
+        assert "tuning_c" not in epochs["hypertension"]
+        assert epochs["hypertension"]["score"] == epochs["kidney"]["tuning_c"]
+        assert any("the other outcomes selected the epochs" in note for note in found["hypertension"].notes)
+        assert not any("the other outcomes selected" in note for note in found["kidney"].notes)
+
     def test_where_no_epoch_does_better_the_heads_and_the_encoder_are_as_they_started(
         self, datas, recipe, encoder, monkeypatch
     ):

@@ -31,12 +31,13 @@ from ehrsequencing.training.finetune import (
     start_head,
 )
 from ehrsequencing.training.loop import Epoch, Progress, Tick, silent, train, trainable_state
-from ehrsequencing.training.objectives import Forward, SurvivalObjective
+from ehrsequencing.training.objectives import NO_PAIR, Forward, SurvivalObjective
 from ehrsequencing.training.recipes import Recipe
 from ehrsequencing.training.resume import Resume, Snapshot, digest_of
 from ehrsequencing.training.union import SharedFeatures, UnionRows, refuse_unlike
 
 JOINTLY = "trained jointly with {} other outcome{}: epochs, seconds and the score that kept an epoch are those of all"
+UNRANKED = "no comparable pair in its tuning split: the other outcomes selected the epochs"
 BY_SCORE = "epochs were selected by discrimination alone: choosing among them by calibration is for one outcome"
 
 
@@ -240,7 +241,9 @@ class OutcomesObjective:
 
     def notes(self, name: str) -> list[str]:
         """What had to be left out or judged otherwise than planned for one outcome."""
-        return self.outcomes[name].objective.notes
+        own = self.outcomes[name].objective
+        ranked = any(each.objective.score.can_rank for each in self.outcomes.values())
+        return [UNRANKED if ranked and note == NO_PAIR else note for note in own.notes]
 
     def fingerprint(self) -> str:
         """Of the outcomes' names, data and settings, in their order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,16 +44,29 @@ class UnionRows:
             EhrError: another tokenizer, or other tokens of the same prediction, in two of them (exit 10).
         """
         stores = [data.tokens for data in datas.values()]
-        every = TokenStore.joined(stores)
-        keys = np.stack([every.subject_id, every.prediction_time.astype("datetime64[us]").astype(np.int64)], axis=1)
+        keys = np.concatenate([_keys(store) for store in stores])
         _, first, place = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        parts = np.split(place.reshape(-1), np.cumsum([len(store) for store in stores])[:-1])
-        found = cls(every.take(first), dict(zip(datas, parts, strict=True)))
+        begins = np.cumsum([0, *(len(store) for store in stores)])
+        tokens = _gather(stores, first, begins)
+        found = cls(tokens, dict(zip(datas, np.split(place.reshape(-1), begins[1:-1]), strict=True)))
         for name, data in datas.items():
             if found.tokens.take(found.places[name]).fingerprint != data.tokens.fingerprint:
                 what = f"the records of '{name}' are cut otherwise than those of '{next(iter(datas))}'"
                 raise EhrError(what, "several outcomes at once", ALIKE, code=Exit.CONFIG)
         return found
+
+
+def _keys(store: TokenStore) -> Int64[np.ndarray, "n 2"]:
+    """Subject and prediction_time, in microseconds, of every row."""
+    return np.stack([store.subject_id, store.prediction_time.astype("datetime64[us]").astype(np.int64)], axis=1)
+
+
+def _gather(stores: Sequence[TokenStore], rows: Int64[np.ndarray, " n"], begins: Int64[np.ndarray, " s"]) -> TokenStore:
+    """Rows numbered through all stores, the first of each beginning at ``begins``; no store is copied whole."""
+    ordered = np.sort(rows)
+    parts = np.split(ordered, np.searchsorted(ordered, begins[1:-1]))
+    joined = TokenStore.joined([store.take(part - at) for store, part, at in zip(stores, parts, begins, strict=False)])
+    return joined.take(np.searchsorted(ordered, rows))
 
 
 class SharedFeatures:
