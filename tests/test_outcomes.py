@@ -12,7 +12,6 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-import ehrsequencing.study.data as study_data
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.cli.verbs import app
 from ehrsequencing.cohort import build_cohort
@@ -26,12 +25,14 @@ from ehrsequencing.models.forward import encode, hazard_logits
 from ehrsequencing.models.losses import hybrid_loss
 from ehrsequencing.models.strategies import find_strategy
 from ehrsequencing.nonparametric import for_outcome
+from ehrsequencing.study import readable
 from ehrsequencing.study.data import prepare
 from ehrsequencing.study.outcomes import load_tasks, prepare_outcomes, write_outcomes
 from ehrsequencing.study.steps import write_bundle
 from ehrsequencing.tokens import TokenStore
 from ehrsequencing.training.finetune import finetune, new_model
-from ehrsequencing.training.outcomes import JointSurvival, OutcomesObjective, finetune_outcomes
+from ehrsequencing.training.joint import JointSurvival, OutcomesObjective
+from ehrsequencing.training.outcomes import finetune_outcomes
 from ehrsequencing.training.recipes import RECIPES
 from ehrsequencing.training.resume import Resume, StateStore
 from ehrsequencing.training.union import SharedFeatures, UnionRows
@@ -106,8 +107,8 @@ class TestRows:
         self, dataset, encoder, cohorts, monkeypatch
     ):
         counts: list[int] = []
-        tokenize = study_data.tokenize
-        monkeypatch.setattr(study_data, "tokenize", lambda h, rows, t: counts.append(len(rows)) or tokenize(h, rows, t))
+        tokenize = readable.tokenize
+        monkeypatch.setattr(readable, "tokenize", lambda h, rows, t: counts.append(len(rows)) or tokenize(h, rows, t))
         found = prepare_outcomes(dataset, cohorts, encoder)
         assert counts == [240]
         assert sum(len(each.data) for each in found.values()) > 400

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from ehrsequencing.batches import SurvivalData, VisitData
 from ehrsequencing.bundle import Encoder
-from ehrsequencing.cohort import Cohort, cut, whole_records
+from ehrsequencing.cohort import Cohort, whole_records
 from ehrsequencing.cohort.attrition import suppress
 from ehrsequencing.cohort.predicates import distinct_codes, matching_codes
 from ehrsequencing.cohort.splits import periods, subject_splits, units
@@ -43,12 +43,12 @@ from ehrsequencing.sources.mapped import convert_csv
 from ehrsequencing.sources.omop import convert_omop
 from ehrsequencing.sources.synthea import convert_synthea
 from ehrsequencing.study.casemix import describe_casemix
+from ehrsequencing.study.readable import Readable
 from ehrsequencing.synthetic import simulate
 from ehrsequencing.timegrid import TimeGrid, truncate
 from ehrsequencing.tokens import Tokenizer, TokenStore, tokenize, tokenize_windows
 from ehrsequencing.training.pretraining_objectives import OBJECTIVES
 
-_KEYS = ("subject_id", "prediction_time")
 INNER_TUNING = SPLIT_FRACTIONS[TUNING] / (SPLIT_FRACTIONS[TRAIN] + SPLIT_FRACTIONS[TUNING])
 
 
@@ -226,30 +226,6 @@ class Prepared:
     def n_labelled_events(self) -> int:
         """Outcomes among them, up to τ."""
         return self.events(TRAIN) + self.events(TUNING)
-
-
-@dataclass(frozen=True)
-class Readable:
-    """What models may read of some predictions, each once: their cut histories, and their tokens in the rows' order."""
-
-    rows: pl.DataFrame
-    history: pl.DataFrame
-    tokens: TokenStore
-
-    @classmethod
-    def of(cls, dataset: MedsDataset, rows: pl.DataFrame, task: TaskConfig, tokenizer: Tokenizer) -> Readable:
-        """Read and tokenise the rows under the task's rules."""
-        readable = cut(dataset.scan(), rows, task, visit_column=tokenizer.config.visit_column)
-        history = readable.collect(engine="streaming")
-        return cls(rows.select(_KEYS), history, tokenize(history, rows, tokenizer))
-
-    def tokens_of(self, table: pl.DataFrame) -> TokenStore:
-        """The tokens of some of the rows, in the order of ``table``."""
-        if table.select(_KEYS).equals(self.rows):
-            return self.tokens
-        numbered = self.rows.with_row_index("at")
-        at = table.select(_KEYS).join(numbered, on=_KEYS, how="left", maintain_order="left")["at"]
-        return self.tokens.take(at.to_numpy().astype(np.int64))
 
 
 def prepare(

@@ -19,7 +19,8 @@ from ehrsequencing.files import staged, workplace, write_json
 from ehrsequencing.models.strategies import STRATEGIES, find_strategy
 from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.study.assemble import make_bundle
-from ehrsequencing.study.data import Prepared, Readable, cut_short, limit_labelled, prepare, refuse_empty_splits
+from ehrsequencing.study.data import Prepared, cut_short, limit_labelled, prepare, refuse_empty_splits
+from ehrsequencing.study.readable import Readable
 from ehrsequencing.training.loop import Progress, silent
 from ehrsequencing.training.outcomes import finetune_outcomes
 from ehrsequencing.training.recipes import Choice, Recipe, choose_recipe
