@@ -1,4 +1,4 @@
-"""What models may read of a cohort's rows, read and tokenised once; of several cohorts together, where they ask alike."""
+"""What models may read of a cohort's rows, read and tokenised once; of several cohorts that cut alike, together."""
 
 from __future__ import annotations
 
