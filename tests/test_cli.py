@@ -18,7 +18,7 @@ from ehrsequencing.cohort import Cohort, build_cohort
 from ehrsequencing.config import load_task
 
 VERBS = ["simulate", "check", "cohort", "advise", "pretrain", "finetune", "predict", "explain", "evaluate", "validate"]
-VERBS += ["run"]
+VERBS += ["run", "merge"]
 MAPPING = "name: small\nfiles:\n  - {file: events.csv, subject: who, time: when, code: what}\n"
 TASK = "name: t\nindex: {labels: labels/prediction_times.parquet}\noutcome: ICD10CM//I50.9\nhorizon_days: 1826\n"
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.models.adapter_files import load_adapter, save_adapter
+from ehrsequencing.models.adapter_files import load_adapter, save_adapter, switch_adapter
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.lora import AdapterSpec, adapter_of, apply_lora_to_behrt, is_adapter, merge_lora
@@ -277,7 +277,7 @@ def test_an_adapter_file_that_does_not_fit_is_refused_and_the_model_left_alone(b
 
 def test_a_head_with_other_bins_is_refused(tmp_path):
     save_adapter(adapted(), tmp_path / "adapter.safetensors")
-    with pytest.raises(EhrError, match=r"hazard_head\.hazard"):
+    with pytest.raises(EhrError, match=r"hazard_head\.bias"):
         load_adapter(BEHRTForSurvival.from_encoder(pretrained(), n_bins=9), tmp_path / "adapter.safetensors")
 
 
@@ -313,3 +313,35 @@ def test_an_encoder_with_an_adapter_is_not_a_base():
     with pytest.raises(EhrError, match="merge it first") as error:
         BEHRTForSurvival.from_encoder(adapted().behrt)
     assert error.value.code == Exit.BUNDLE
+
+
+def test_one_base_serves_another_outcome_by_its_adapter_file(batch, tmp_path):
+    """Another rank, another head, another number of bins: what stays is the base."""
+    first, second = adapted(), adapted(seed=5, n_bins=9, hazards="proportional")
+    assert not torch.allclose(first(batch)[..., :6], second(batch)[..., :6])
+    save_adapter(first, tmp_path / "first.safetensors")
+    save_adapter(second, tmp_path / "second.safetensors")
+    own = first(batch)
+    assert switch_adapter(first, tmp_path / "second.safetensors") is first
+    assert torch.equal(first.eval()(batch), second(batch))
+    assert torch.equal(switch_adapter(first, tmp_path / "first.safetensors").eval()(batch), own)
+
+
+def test_a_file_over_another_base_leaves_the_model_as_it_was(batch, tmp_path):
+    other, model = adapted(), adapted()
+    with torch.no_grad():
+        other.behrt.layers[0].feed_in.weight.add_(1.0)
+    save_adapter(other, tmp_path / "other.safetensors")
+    before = model(batch)
+    with pytest.raises(EhrError, match="another base") as caught:
+        switch_adapter(model, tmp_path / "other.safetensors")
+    assert caught.value.code == Exit.BUNDLE
+    assert torch.equal(model(batch), before)
+
+
+def test_embeddings_trained_beside_an_adapter_are_no_common_base(tmp_path):
+    model = adapted()
+    save_adapter(model, tmp_path / "plain.safetensors")
+    model.behrt.config.lora_train_embeddings = True
+    with pytest.raises(EhrError, match="load its encoder again"):
+        switch_adapter(model, tmp_path / "plain.safetensors")

@@ -272,6 +272,25 @@ class TestJoint:
             assert all("lora_B" not in n or not t.any() for n, t in found[name].model.behrt.state_dict().items())
             assert not any(epoch.best for epoch in found[name].history)
 
+    def test_of_several_learning_rates_the_one_is_kept_that_is_better_on_average(self, datas, encoder, tmp_path):
+        one_epoch = RECIPES["medium"].within(BudgetConfig(max_epochs=1))[0]
+        two = {name: datas[name] for name in ("heart_failure", "kidney")}
+        lora = find_strategy("lora")
+        rates = (1e-3, 1e-4)
+        alone = {
+            rate: finetune_outcomes(two, replace(lora, learning_rate=rate), one_epoch, encoder.model) for rate in rates
+        }
+        loss = {r: np.mean([f.tuning(two[n])["tuning_nll"] for n, f in fits.items()]) for r, fits in alone.items()}
+        best = min(rates, key=lambda rate: loss[rate])
+        tried = replace(lora, learning_rates=rates)
+        resume = Resume(tmp_path / "work")
+        found = finetune_outcomes(two, tried, one_epoch, encoder.model, resume=resume)
+        for name, fitted in found.items():
+            assert np.array_equal(fitted.logits, alone[best][name].logits)
+            assert fitted.strategy is tried
+            assert any(f"at learning rate {best:g} kept" in note for note in fitted.notes)
+        assert len(list((tmp_path / "work").iterdir())) == 2
+
     def test_the_whole_encoder_moves_where_the_strategy_says_so(self, datas, encoder):
         recipe = RECIPES["medium"].within(BudgetConfig(max_epochs=1))[0]
         two = {name: datas[name] for name in ("heart_failure", "kidney")}
@@ -382,7 +401,7 @@ def written(dataset, tasks, saved, tmp_path_factory):
     first, *others = tasks.values()
     out = tmp_path_factory.mktemp("written") / "out"
     more = [word for path in others for word in ("--also", path)]
-    known = ("--encoder", saved, "--strategy", "lora", "--max-epochs", 1, *more)
+    known = ("--encoder", saved, "--strategy", "lora", "--set", "lora_rank=4", "--max-epochs", 1, *more)
     return ehrseq("finetune", dataset.root, first, out, *known), out
 
 
@@ -400,7 +419,8 @@ class TestVerb:
             bundle = Bundle.load(out / name)
             assert bundle.task.name == name
             assert listed["outcomes"][name]["tuning"] == bundle.facts["tuning"]
-            assert list(bundle.rows) == ["lora+wide", "lora", "wide"]
+            assert list(bundle.rows) == ["lora-changed+wide", "lora-changed", "wide"]
+            assert bundle.model.config.lora_rank == 4
         predicted = ehrseq("predict", out / "kidney", dataset.root, tmp_path / "p.parquet")
         assert predicted.exit_code == 0, predicted.output
         assert "cif_infarction" in pl.read_parquet(tmp_path / "p.parquet").columns
@@ -411,11 +431,12 @@ class TestVerb:
 
     def test_a_reloaded_bundle_predicts_what_fine_tuning_gave(self, dataset, encoder, datas, written):
         recipe = RECIPES["small"].within(BudgetConfig(max_epochs=1))[0]
-        expected = finetune_outcomes(datas, "lora", recipe, encoder.model)
+        narrow = replace(find_strategy("lora"), lora_rank=4, lora_alpha=8)
+        expected = finetune_outcomes(datas, narrow, recipe, encoder.model)
         for name, data in datas.items():
             bundle = Bundle.load(written[1] / name)
-            assert bundle.row("lora")[1].unchanged  # too few tuning events to recalibrate by
-            _, logits = row_logits(bundle, dataset, data.rows, "lora")
+            assert bundle.row("lora-changed")[1].unchanged  # too few tuning events to recalibrate by
+            _, logits = row_logits(bundle, dataset, data.rows, "lora-changed")
             assert np.abs(logits - expected[name].logits).max() < 1e-5
 
     def test_the_folder_around_several_bundles_is_told_from_a_bundle(self, dataset, tasks, saved, written):

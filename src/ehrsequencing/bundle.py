@@ -279,7 +279,7 @@ def _load_model(folder: Path) -> BEHRTForSurvival:
         model = BEHRTForSurvival.from_pretrained(folder / "model")
     else:
         config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        names = ("n_bins", "n_causes", "head", "head_hidden", "head_dropout", "predict_at", "attention")
+        names = ("n_bins", "n_causes", "head", "hazards", "head_hidden", "head_dropout", "predict_at", "attention")
         overrides = {name: config[name] for name in names if name in config}
         model = BEHRTForSurvival.from_encoder(BEHRTModel.from_pretrained(folder / "encoder"), **overrides)
         load_adapter(model, folder / "adapter.safetensors")

@@ -7,6 +7,8 @@ logit; each cause has the share softmax_r φ of it. With one cause η = φ. Arra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float64, Int64
 
@@ -60,6 +62,22 @@ def cause_shares(logits: Float64[np.ndarray, "n K *R"]) -> Float64[np.ndarray, "
     if logits.ndim == 2:
         return np.ones((*logits.shape, 1))
     return np.exp(logits - total_logit(logits)[:, :, None])
+
+
+def mean_of_hazards(logits: Sequence[Float64[np.ndarray, "n K *R"]]) -> Float64[np.ndarray, "n K *R"]:
+    """Logits of the mean of several models' discrete hazards, of every bin (and cause).
+
+    With h_r = e^φ_r / (1 + Σ e^φ), the mean's φ_r is log Σ_m e^(φ_mr − Λ_m) − log Σ_m e^(−Λ_m).
+
+    >>> mean_of_hazards([np.array([[0.0]]), np.array([[0.0]])]).tolist()
+    [[0.0]]
+    """
+    stacked = np.stack(logits)  # (m, n, K, *R)
+    kept = -np.stack([softplus(total_logit(each)) for each in logits])  # (m, n, K): log of no event of any cause
+    none = np.logaddexp.reduce(kept, axis=0)  # (n, K)
+    if stacked.ndim == 3:
+        return np.logaddexp.reduce(stacked + kept, axis=0) - none
+    return np.logaddexp.reduce(stacked + kept[..., None], axis=0) - none[..., None]
 
 
 def nll_gradient(

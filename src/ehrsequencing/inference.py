@@ -15,6 +15,7 @@ from ehrsequencing.batches import VisitPlaces
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.cohort import cut, prediction_rows
 from ehrsequencing.config import OUTCOME, TaskConfig
+from ehrsequencing.ensemble import ensemble
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.features import build_features
@@ -110,6 +111,21 @@ def to_predictions(
     )
 
 
+def predict_together(bundles: Sequence[Bundle], dataset: MedsDataset, *, labels: Path | None = None) -> Predictions:
+    """The mean of several bundles' hazards, each by its default row: of one task, fitted with different seeds.
+
+    Raises:
+        EhrError: bundles of another task, or with another horizon (exit 13).
+    """
+    first = bundles[0]
+    for other in bundles[1:]:
+        if other.task != first.task:
+            what = f"expected bundles of one task, found '{first.task.name}' and another '{other.task.name}'"
+            raise EhrError(what, "--also", "average bundles of the same TASK.yaml", code=Exit.BUNDLE)
+    each = [predict(bundle, dataset, labels=labels) for bundle in bundles]
+    return ensemble(each, f"mean of {len(bundles)} ({each[0].model})")
+
+
 @dataclass(frozen=True)
 class PredictionsFile:
     """A predictions file that was written, and what it holds."""
@@ -133,12 +149,24 @@ class PredictionsFile:
 
 
 def predict_to_file(
-    bundle: Path, meds: Path, out: Path, *, labels: Path | None = None, row: str | None = None
+    bundle: Path,
+    meds: Path,
+    out: Path,
+    *,
+    labels: Path | None = None,
+    row: str | None = None,
+    also: Sequence[Path] = (),
 ) -> PredictionsFile:
-    """``ehrseq predict``: writes the predictions file and says what it holds."""
-    _refuse_precious(Path(out), (Path(bundle), Path(meds)))
-    loaded = Bundle.load(bundle)
-    predictions = predict(loaded, MedsDataset.open(meds), labels=labels, row=row)
+    """``ehrseq predict``: writes the predictions file, of one bundle or the mean of several, and says what it holds."""
+    _refuse_precious(Path(out), (Path(bundle), *map(Path, also), Path(meds)))
+    if also and row is not None:
+        fix = "leave --row out: every bundle answers by its default row"
+        raise EhrError("--row goes with one bundle", "--also", fix, code=Exit.USAGE)
+    loaded, dataset = Bundle.load(bundle), MedsDataset.open(meds)
+    if also:
+        predictions = predict_together([loaded, *map(Bundle.load, also)], dataset, labels=labels)
+    else:
+        predictions = predict(loaded, dataset, labels=labels, row=row)
     predictions.write(out)
     others = tuple(name for name in loaded.rows if name != predictions.model)
     return PredictionsFile(Path(out), len(predictions), predictions.model, loaded.grid.tau, others)

@@ -124,6 +124,10 @@ def finetune(
             metavar="TASK.yaml", help="another outcome, at once (may be repeated): OUT then has a bundle for each"
         ),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="change the strategy: lora_rank=32, hazards=per_bin, …"),
+    ] = None,
     attention: Annotated[
         str | None, typer.Option(help="fine-tune under this mask though the encoder was pretrained under the other")
     ] = None,
@@ -152,6 +156,7 @@ def finetune(
             out,
             encoder=encoder,
             strategy=strategy,
+            settings=settings or (),
             attention=attention,
             budget=budget,
             labelled=labelled,
@@ -165,6 +170,16 @@ def finetune(
     to.next("predict", bundle, meds, beside(out, "predictions.parquet"))
 
 
+@app.command(epilog="Example: ehrseq merge out/bundle out/merged")
+def merge(bundle: Bundle, out: Out, quiet: Quiet = False) -> None:
+    """Add a bundle's LoRA adapters to its weights, for deployment: the same predictions from plain layers."""
+    from ehrsequencing.study.merging import merge_bundle
+
+    to = Output(quiet=quiet)
+    to.say(merge_bundle(bundle, out))
+    to.next("predict", out, "MEDS", beside(out, "predictions.parquet"))
+
+
 @app.command(epilog="Example: ehrseq predict out/bundle out/sim out/predictions.parquet")
 def predict(
     bundle: Bundle,
@@ -172,6 +187,10 @@ def predict(
     out: Out,
     labels: Annotated[Path | None, typer.Option(help="a MEDS label file: whom to predict, and when")] = None,
     row: Row = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(help="another bundle of the same task: the mean of their hazards is written (repeatable)"),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -181,6 +200,6 @@ def predict(
 
     to = Output(as_json, quiet)
     with ProgressDisplay(quiet):
-        written = predict_to_file(bundle, meds, out, labels=labels, row=row)
+        written = predict_to_file(bundle, meds, out, labels=labels, row=row, also=also or ())
     to.result(written.text(), written.to_json())
     to.next("evaluate", out, cohort_beside(out))

@@ -8,8 +8,8 @@ from ehrsequencing.cli.app import app
 __all__ = ["app", "explaining", "judging", "learning", "records"]
 
 STORY = (
-    *("simulate", "check", "cohort", "advise", "pretrain", "finetune", "predict", "explain", "evaluate", "validate"),
-    "run",
+    *("simulate", "check", "cohort", "advise", "pretrain", "finetune", "merge"),
+    *("predict", "explain", "evaluate", "validate", "run"),
 )
 """The order in which ``ehrseq --help`` tells them."""
 app.registered_commands.sort(key=lambda verb: STORY.index(verb.callback.__name__) if verb.callback else len(STORY))

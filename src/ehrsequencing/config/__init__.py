@@ -29,6 +29,7 @@ from ehrsequencing.config.learning import (
     TokensConfig,
 )
 from ehrsequencing.config.reading import Config, load_task, load_yaml, parse
+from ehrsequencing.config.strategy import StrategyConfig
 from ehrsequencing.config.study import (
     CalendarConfig,
     DataConfig,
@@ -96,6 +97,7 @@ __all__ = [
     "SimulateConfig",
     "SplitByConfig",
     "SplitConfig",
+    "StrategyConfig",
     "Strict",
     "StudyConfig",
     "Subgroup",

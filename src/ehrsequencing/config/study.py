@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from ehrsequencing.config.base import Strict
 from ehrsequencing.config.learning import BudgetConfig, FeaturesConfig, ModelConfig, PretrainConfig, TokensConfig
+from ehrsequencing.config.strategy import StrategyConfig
 from ehrsequencing.config.task import TaskConfig, When
 
 
@@ -105,14 +106,17 @@ class StudyConfig(Strict):
     features: FeaturesConfig = FeaturesConfig()
     pretrain: PretrainConfig = PretrainConfig()
     model: ModelConfig = ModelConfig()
-    strategies: tuple[str, ...] = Field(
+    strategies: tuple[str | StrategyConfig, ...] = Field(
         default=("frozen", "frozen-ridge", "lora", "full", "from-scratch", "frozen-random"),
-        description="what adapts the encoder, by name",
+        description="what adapts the encoder: names, or a named one with changes (`{name: …, like: lora, …}`)",
     )
     baselines: tuple[str, ...] = Field(
         default=("kaplan-meier", "age-sex", "cox", "boosting", "wide", "lstm"), description="simple models, by name"
     )
     seeds: tuple[NonNegative, ...] = Field(default=(0, 1, 2), min_length=1, description="training seeds")
+    ensemble: bool = Field(
+        default=False, description="beside each strategy of several seeds, the mean of their hazards as a row"
+    )
     horizons_days: tuple[Positive, ...] = Field(
         default=(),
         description="days at which errors and calibration are reported; without any, one year and the horizon",
@@ -125,8 +129,8 @@ class StudyConfig(Strict):
 
     @model_validator(mode="after")
     def _distinct(self) -> StudyConfig:
-        for name in ("strategies", "baselines", "seeds"):
-            given = getattr(self, name)
+        own = [each if isinstance(each, str) else each.name for each in self.strategies]
+        for name, given in (("strategies", own), ("baselines", self.baselines), ("seeds", self.seeds)):
             if len(set(given)) < len(given):
                 raise ValueError(f"{name} names the same twice")
         if not self.strategies and not self.baselines:

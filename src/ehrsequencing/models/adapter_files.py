@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,15 +17,20 @@ from torch import Tensor, nn
 
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.files import staged_file
+from ehrsequencing.models.heads import HEADS
 from ehrsequencing.models.lora import (
     AdapterSpec,
     adapter_of,
     apply_adapter,
     base_state,
+    drop_adapter,
     is_adapter,
     moves_beside,
     tensor_bytes,
 )
+
+HEAD_SETTINGS = ("head", "hazards", "head_hidden", "head_dropout", "n_bins", "n_causes")
+"""Of a model's configuration: what its head is rebuilt from."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class AdapterFile:
 
     Attributes:
         base: digest of the base that it was trained over, without what it brings itself.
+        head: settings of its hazard head (``HEAD_SETTINGS``); empty in files of before there were any.
     """
 
     path: Path
@@ -41,6 +48,7 @@ class AdapterFile:
     train_norms: bool
     base: str
     tensors: Mapping[str, Tensor]
+    head: Mapping[str, Any]
 
     def refuse_misfit(self, model: nn.Module) -> None:
         """EhrError (exit 13) where ``model`` has another base, or the file lacks, misshapes or adds a tensor."""
@@ -82,6 +90,7 @@ def save_adapter(model: nn.Module, path: str | Path) -> None:
         "train_embeddings": beside[0],
         "train_norms": beside[1],
         "base": base_digest(behrt, *beside),
+        "head": {name: getattr(config, name) for name in HEAD_SETTINGS},
     }
     with staged_file(path) as draft:
         save_file(tensors, draft, metadata={"adapter": json.dumps(record)})
@@ -101,6 +110,35 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
     return model
 
 
+def switch_adapter(model: nn.Module, path: str | Path) -> nn.Module:
+    """Take the model's adapter and head away and lay those of a file over the same base; returns the same model.
+
+    So that one base serves several outcomes, an adapter each: the file of one bundle (``adapter.safetensors``) over
+    the model of another that was fine-tuned from the same encoder. Neither grid nor task nor vocabulary comes with it:
+    those of the file's own bundle are to be read beside it.
+
+    Raises:
+        EhrError: exit 13 as ``load_adapter``, and where either adapter trained embeddings or norms beside it, which
+            are then no longer those of the common base; the model is then as it was.
+    """
+    file = _read(Path(path))
+    behrt: Any = model.behrt
+    if behrt.config.lora_train_embeddings or behrt.config.lora_train_norms:
+        raise _misfit(path, "the model's embeddings or norms were trained beside its adapter: load its encoder again")
+    if not file.head:
+        raise _misfit(path, "it does not say which head it was trained with")
+    if file.base != base_digest(behrt, file.train_embeddings, file.train_norms):
+        raise _misfit(path, "it was trained over another base encoder")
+    other: Any = copy.deepcopy(model)
+    drop_adapter(other.behrt)
+    for name, value in file.head.items():
+        setattr(other.config, name, value)
+    other.hazard_head = HEADS[other.config.head](other.config)
+    load_adapter(other, path)
+    model.behrt, model.hazard_head, model.config = other.behrt, other.hazard_head, other.config
+    return model
+
+
 def _read(path: Path) -> AdapterFile:
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -112,7 +150,7 @@ def _read(path: Path) -> AdapterFile:
         settings = {item.name: record[item.name] for item in fields(AdapterSpec) if item.name in record}
         spec = AdapterSpec(**{**settings, "targets": tuple(settings["targets"])})
         beside = bool(record["train_embeddings"]), bool(record.get("train_norms", False))
-        return AdapterFile(path, spec, *beside, record["base"], tensors)
+        return AdapterFile(path, spec, *beside, record["base"], tensors, dict(record.get("head", {})))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _misfit(path, f"it cannot be read: {error}") from error
 

@@ -24,7 +24,9 @@ SIZES: dict[str, dict[str, int]] = {
 
 HEAD_RELATIONS = ("record", "past", "visit", "past")
 """What the heads of a new encoder read, in turn."""
-HEAD_NAMES = ("mlp", "linear", "residual")
+HEAD_HAZARDS = {"mlp": "per_bin", "linear": "proportional", "residual": "proportional"}
+"""The heads, and whether the bins share what the features say unless a model says otherwise."""
+HAZARDS = ("proportional", "per_bin")
 ATTENTIONS = ("bidirectional", "block_causal")
 BIDIRECTIONAL_LEAK = (
     "hazards at every visit under a bidirectional mask: each visit would be predicted from vectors that have read the "
@@ -33,17 +35,21 @@ BIDIRECTIONAL_LEAK = (
 LEAK_FIX = "pretrain with --attention block_causal (in a study: model: {attention: block_causal}): no visit sees later"
 
 
+def _choose(known: tuple[str | None, ...]) -> str:
+    return f"choose {' or '.join(filter(None, known))}"
+
+
 class BEHRTConfig(PretrainedConfig):
     """Every hyper-parameter of the encoder and its heads; travels with the weights as config.json.
 
     ``relations`` says what each attention head may read (``attention.RELATIONS``), repeated over the heads; empty: all
     of the record, as encoders saved before there were relations. ``code_dropout`` is the mean share of a record's
     codes that are hidden from a pass in training. ``value_codes`` are the ids that carry numeric values (only they
-    have a value vector). ``intermediate_size`` 0
-    means twice the hidden size. ``attention`` is the mask: ``bidirectional``, or ``block_causal`` (a token sees its own
-    and earlier visits only). ``predict_at`` says where hazards are given: at the ``index`` (one a record) or at
-    ``every_visit``. ``freeze_behrt``, ``use_lora`` and ``lora_*`` record the strategy, so that a saved model is rebuilt
-    as it was trained.
+    have a value vector). ``intermediate_size`` 0 means twice the hidden size. ``attention`` is the mask:
+    ``bidirectional``, or ``block_causal`` (a token sees its own and earlier visits only). ``predict_at`` says where
+    hazards are given: at the ``index`` (one a record) or at ``every_visit``. ``hazards`` are ``proportional`` (all bins
+    share what the features say) or ``per_bin``; None: as the head has them (``head_hazards``). ``freeze_behrt``,
+    ``use_lora`` and ``lora_*`` record the strategy, so that a saved model is rebuilt as it was trained.
 
     >>> BEHRTConfig.small(vocab_size=1_004).hidden_size
     128
@@ -70,6 +76,7 @@ class BEHRTConfig(PretrainedConfig):
     n_bins: int = 20
     n_causes: int = 1
     head: str = "mlp"
+    hazards: str | None = None
     head_hidden: int = 40
     head_dropout: float | int = 0.1
     freeze_behrt: bool = False
@@ -97,10 +104,18 @@ class BEHRTConfig(PretrainedConfig):
                 "choose one of the two",
                 code=Exit.CONFIG,
             )
-        for name, known in (("attention", ATTENTIONS), ("predict_at", ("index", "every_visit"))):
+        choices: dict[str, tuple[str | None, ...]] = {
+            "attention": ATTENTIONS,
+            "predict_at": ("index", "every_visit"),
+            "head": tuple(HEAD_HAZARDS),
+            "hazards": (*HAZARDS, None),
+        }
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 what = f"unknown {name} '{getattr(self, name)}'"
-                raise EhrError(what, f"BEHRTConfig.{name}", f"choose {' or '.join(known)}", code=Exit.CONFIG)
+                raise EhrError(
+                    what, f"BEHRTConfig.{name}", f"choose {' or '.join(filter(None, known))}", code=Exit.CONFIG
+                )
         if self.predict_at == "every_visit" and self.attention != "block_causal":
             raise EhrError(BIDIRECTIONAL_LEAK, "BEHRTConfig.attention", LEAK_FIX, code=Exit.LEAKAGE)
         unknown = [name for name in self.relations if name not in RELATIONS]
@@ -111,9 +126,6 @@ class BEHRTConfig(PretrainedConfig):
         if not 0 <= self.code_dropout < 1:
             what = f"expected a share below 1, found {self.code_dropout}"
             raise EhrError(what, "BEHRTConfig.code_dropout", "choose for instance 0.3", code=Exit.CONFIG)
-        if self.head not in HEAD_NAMES:
-            fix = f"choose {' or '.join(HEAD_NAMES)}"
-            raise EhrError(f"unknown head '{self.head}'", "BEHRTConfig.head", fix, code=Exit.CONFIG)
         if self.hidden_size % (2 * self.num_attention_heads):
             raise EhrError(
                 f"hidden_size {self.hidden_size} is no multiple of 2 x num_attention_heads {self.num_attention_heads}",
@@ -121,6 +133,11 @@ class BEHRTConfig(PretrainedConfig):
                 "choose sizes that divide",
                 code=Exit.CONFIG,
             )
+
+    @property
+    def head_hazards(self) -> str:
+        """``proportional`` or ``per_bin``."""
+        return self.hazards or HEAD_HAZARDS[self.head]
 
     @property
     def head_relations(self) -> tuple[str, ...]:

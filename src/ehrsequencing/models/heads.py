@@ -1,6 +1,8 @@
-"""Hazard heads: pooled features of a patient to hazard logits, as a small MLP or as a penalised linear model.
+"""Hazard heads: pooled features of a patient to hazard logits, as a small MLP, a penalised linear model, or both.
 
-With R competing causes a head has an output for every bin and cause, [B, 1, K, R]; with one cause, [B, 1, K].
+With R competing causes a head has an output for every bin and cause, [B, 1, K, R]; with one cause, [B, 1, K]. Its
+hazards are *proportional* (what the features say moves the logits of all bins alike, beside an intercept a bin) or
+*per bin* (every bin reads the features with weights of its own).
 """
 
 from __future__ import annotations
@@ -21,39 +23,27 @@ MIN_STD = 1e-6
 """A pooled feature that varies less than this on the training rows is centred only."""
 
 
-def _shape(config: BEHRTConfig) -> tuple[int, ...]:
-    """Of one patient's logits: (K,), or (K, R) where R causes compete."""
-    return (config.n_bins,) if config.n_causes == 1 else (config.n_bins, config.n_causes)
+def _shapes(config: BEHRTConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of one patient's logits, (K, *R), and of what the features say of them: the same, or (1, *R)."""
+    causes = () if config.n_causes == 1 else (config.n_causes,)
+    logits = (config.n_bins, *causes)
+    return logits, logits if config.head_hazards == "per_bin" else (1, *causes)
 
 
-class HazardHead(nn.Module):
-    """Pooled features to hazard logits: standardised (buffers), then 3H → hidden → K with LayerNorm, GELU, dropout."""
+class StandardisedHead(nn.Module):
+    """What every head begins with: pooled features centred and scaled by the training rows' figures (buffers)."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__()
-        width = 3 * config.hidden_size
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
-        self.dense = nn.Linear(width, config.head_hidden)
-        self.norm = nn.LayerNorm(config.head_hidden)
-        self.activation, self.dropout = nn.GELU(), nn.Dropout(config.head_dropout)
-        self.shape = _shape(config)
-        self.hazard = nn.Linear(config.head_hidden, math.prod(self.shape))
+        self.register_buffer("mean", torch.zeros(3 * config.hidden_size))
+        self.register_buffer("std", torch.ones(3 * config.hidden_size))
 
-    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K *R"]:
-        """Hazard logits φ of the K bins (and R causes) at the one prediction_time of each patient."""
-        x = (features - self.mean) / self.std  # [B,3H]
-        x = self.dropout(self.activation(self.norm(self.dense(x))))  # [B,hidden]
-        return self.hazard(x).unflatten(1, (1, *self.shape))  # [B,1,K,*R]
-
-    @torch.no_grad()
-    def set_marginal(self, logits: Float[Tensor, " K *R"]) -> None:
-        """Start the bias at the training outcome's marginal hazards, so that epoch 1 begins at Kaplan–Meier (or
-        Aalen–Johansen)."""
-        self.hazard.bias.copy_(logits.flatten())
+    def standardised(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
+        """(x − mean)/std."""
+        return (features - self.mean) / self.std
 
     @torch.no_grad()
     def set_standardiser(self, mean: Float[Tensor, " F"], std: Float[Tensor, " F"]) -> None:
@@ -62,39 +52,59 @@ class HazardHead(nn.Module):
         self.std.copy_(torch.where(std < MIN_STD, torch.ones_like(std), std))
 
 
-class LinearHead(nn.Module):
-    """φ_k = b_k + w·(x − mean)/std: one weight vector shared by the bins, set from a convex fit; one a cause."""
-
-    mean: Tensor
-    std: Tensor
+class HazardHead(StandardisedHead):
+    """3H → hidden → K with LayerNorm, GELU and dropout; where hazards are proportional, → 1, and an intercept a bin."""
 
     def __init__(self, config: BEHRTConfig) -> None:
-        super().__init__()
-        width = 3 * config.hidden_size
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
-        shape = _shape(config)
-        self.weight = nn.Parameter(torch.zeros(width, *shape[1:]))
-        self.bias = nn.Parameter(torch.zeros(shape))
+        super().__init__(config)
+        self.shape, self.said = _shapes(config)
+        self.dense = nn.Linear(len(self.mean), config.head_hidden)
+        self.norm = nn.LayerNorm(config.head_hidden)
+        self.activation, self.dropout = nn.GELU(), nn.Dropout(config.head_dropout)
+        per_bin = self.said == self.shape
+        self.hazard = nn.Linear(config.head_hidden, math.prod(self.said), bias=per_bin)
+        self.intercept = None if per_bin else nn.Parameter(torch.zeros(self.shape))
 
     def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K *R"]:
         """Hazard logits φ of the K bins (and R causes) at the one prediction_time of each patient."""
-        return self.linear((features - self.mean) / self.std)  # [B,1,K,*R]
+        x = self.standardised(features)  # [B,3H]
+        x = self.dropout(self.activation(self.norm(self.dense(x))))  # [B,hidden]
+        said = self.hazard(x).unflatten(1, (1, *self.said))  # [B,1,K or 1,*R]
+        return said if self.intercept is None else self.intercept + said
+
+    @torch.no_grad()
+    def set_marginal(self, logits: Float[Tensor, " K *R"]) -> None:
+        """Start the bias at the training outcome's marginal hazards, so that epoch 1 begins at Kaplan–Meier (or
+        Aalen–Johansen)."""
+        bias = self.hazard.bias if self.intercept is None else self.intercept
+        bias.copy_(logits.reshape(bias.shape))
+
+
+class LinearHead(StandardisedHead):
+    """φ_k = b_k + w·z of standardised features z, or b_k + w_k·z per bin, set from a convex fit; one w a cause."""
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__(config)
+        self.shape, said = _shapes(config)
+        self.per_bin = said == self.shape
+        self.weight = nn.Parameter(torch.zeros(len(self.mean), *(said if self.per_bin else said[1:])))
+        self.bias = nn.Parameter(torch.zeros(self.shape))
+
+    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K *R"]:
+        """Hazard logits φ of the K bins (and R causes) at the one prediction_time of each patient."""
+        return self.linear(self.standardised(features))  # [B,1,K,*R]
 
     def linear(self, z: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K *R"]:
-        """b_k + w·z of standardised features."""
-        return (self.bias + (z @ self.weight)[:, None])[:, None]
+        """b_k + w·z, or b_k + w_k·z, of standardised features."""
+        said = z @ self.weight.flatten(1) if self.weight.ndim > 1 else z @ self.weight  # [B], [B,R] or [B,K·R]
+        if self.per_bin:
+            return (self.bias + said.unflatten(1, self.shape))[:, None]
+        return (self.bias + said[:, None])[:, None]
 
     @torch.no_grad()
     def set_marginal(self, logits: Float[Tensor, " K *R"]) -> None:
         """Start the bias at the training outcome's marginal hazards."""
         self.bias.copy_(logits)
-
-    @torch.no_grad()
-    def set_standardiser(self, mean: Float[Tensor, " F"], std: Float[Tensor, " F"]) -> None:
-        """Centre and scale the features; constant features are centred only."""
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(std < MIN_STD, torch.ones_like(std), std))
 
     @torch.no_grad()
     def set_ridge(self, ridge: RidgeHazard) -> None:
@@ -107,7 +117,7 @@ class LinearHead(nn.Module):
 
 
 class ResidualHead(LinearHead):
-    """The penalised linear head, and a small MLP beside it: φ_k = b_k + w·z + MLP(z)_k with z = (x − mean)/std.
+    """The penalised linear head, and a small MLP beside it: φ = b + w·z + MLP(z) with z = (x − mean)/std.
 
     It starts where the convex fit on the frozen features ends (the MLP starts near zero), so that fine-tuning begins
     with what pretraining already gives and does not first distort it (Kumar et al. 2022, arXiv:2202.10054).
@@ -115,17 +125,17 @@ class ResidualHead(LinearHead):
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)
-        self.shape = _shape(config)
+        self.said = _shapes(config)[1]
         self.dense = nn.Linear(len(self.mean), config.head_hidden)
         self.norm = nn.LayerNorm(config.head_hidden)
         self.activation, self.dropout = nn.GELU(), nn.Dropout(config.head_dropout)
-        self.hazard = nn.Linear(config.head_hidden, math.prod(self.shape), bias=False)
+        self.hazard = nn.Linear(config.head_hidden, math.prod(self.said), bias=False)
 
     def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K *R"]:
         """Hazard logits φ of the K bins (and R causes) at the one prediction_time of each patient."""
-        z = (features - self.mean) / self.std  # [B,3H]
+        z = self.standardised(features)  # [B,3H]
         x = self.dropout(self.activation(self.norm(self.dense(z))))  # [B,hidden]
-        return self.linear(z) + self.hazard(x).unflatten(1, (1, *self.shape))  # [B,1,K,*R]
+        return self.linear(z) + self.hazard(x).unflatten(1, (1, *self.said))  # [B,1,K,*R]
 
 
 HEADS: Mapping[str, type[HazardHead] | type[LinearHead]] = {

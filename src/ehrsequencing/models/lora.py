@@ -260,8 +260,14 @@ def merge_lora(behrt: nn.Module) -> nn.Module:
 
     Returns the same encoder, plain again; apply a strategy to it before training on.
     """
-    for name, layer in list(_adapted_layers(behrt)):
+    for _, layer in _adapted_layers(behrt):
         layer.merge(safe_merge=True)
+    return drop_adapter(behrt)
+
+
+def drop_adapter(behrt: nn.Module) -> nn.Module:
+    """Take an adapter away and leave the layers beneath it as they are; returns the same encoder, plain again."""
+    for name, layer in list(_adapted_layers(behrt)):
         parent, _, leaf = name.rpartition(".")
         setattr(behrt.get_submodule(parent), leaf, layer.get_base_layer())
     config: Any = behrt.config

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ehrsequencing.errors import EhrError, Exit, nearest
-from ehrsequencing.models.lora import AdapterSpec, adapter_of, apply_adapter, is_adapter, is_norm, tensor_bytes
+from ehrsequencing.models.lora import TARGETS, AdapterSpec, adapter_of, apply_adapter, is_adapter, is_norm, tensor_bytes
 
 Part = Literal["head", "lora", "embeddings", "norms", "encoder"]
 
@@ -37,13 +37,32 @@ class Strategy:
     lora_dropout: float | int = 0.0
     lora_rank_stabilised: bool = False
     lora_dora: bool = False
+    lora_targets: tuple[str, ...] | None = None
     head: Literal["mlp", "linear", "residual", "best"] = "mlp"
+    hazards: Literal["proportional", "per_bin"] | None = None
     learning_rate: float = 1e-3
+    learning_rates: tuple[float, ...] = ()
+    encoder_rate: float = 1.0
+    unfreeze_every: int = 0
 
     @property
     def cached_features(self) -> bool:
         """True where the encoder cannot move, so that it needs to run only once."""
         return self.trains == {"head"}
+
+    @property
+    def deterministic(self) -> bool:
+        """True where every seed gives the same: a convex fit on a pretrained encoder."""
+        return self.head == "linear" and self.encoder == "pretrained"
+
+    @property
+    def candidates(self) -> tuple[Strategy, ...]:
+        """The strategies among which this one is chosen on tuning: each head, at each learning rate."""
+        heads: tuple[Literal["mlp", "linear", "residual", "best"], ...]
+        heads = ("mlp", "linear") if self.head == "best" else (self.head,)
+        rates = self.learning_rates or (self.learning_rate,)
+        every = ((head, rate) for head in heads for rate in (rates[:1] if head == "linear" else rates))
+        return tuple(replace(self, head=head, learning_rate=rate, learning_rates=()) for head, rate in every)
 
     @property
     def adapter(self) -> AdapterSpec | None:
@@ -55,6 +74,7 @@ class Strategy:
             self.lora_rank,
             alpha,
             self.lora_dropout,
+            TARGETS if self.lora_targets is None else self.lora_targets,
             rank_stabilised=self.lora_rank_stabilised,
             dora=self.lora_dora,
         )
@@ -149,6 +169,7 @@ def strategy_from_config(config: Any) -> Strategy:
             lora_dropout=spec.dropout,
             lora_rank_stabilised=spec.rank_stabilised,
             lora_dora=spec.dora,
+            lora_targets=spec.targets,
         )
     return STRATEGIES["frozen" if config.freeze_behrt else "full"]
 
@@ -171,7 +192,8 @@ def apply_strategy(model: nn.Module, strategy: Strategy | str) -> nn.Module:
         )
     behrt.config.freeze_behrt = chosen.cached_features
     if chosen.adapter is not None:
-        spec = replace(chosen.adapter, targets=tuple(behrt.config.lora_targets))
+        named = behrt.config.lora_targets if chosen.lora_targets is None else chosen.lora_targets
+        spec = replace(chosen.adapter, targets=tuple(named))
         beside = {"train_embeddings": "embeddings" in chosen.trains, "train_norms": "norms" in chosen.trains}
         apply_adapter(behrt, spec, **beside)
     for name, parameter in model.named_parameters():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -46,12 +45,13 @@ class PathRow(NamedTuple):
 class RidgeHazard:
     """A fitted penalised linear hazard: φ_k(x) = bias_k + weight · (x − mean)/std.
 
-    With R competing causes each has its own weights, shared by the bins: φ_{k,r}(x) = bias_{k,r} + weight_r · z.
+    With R competing causes each has its own weights, shared by the bins: φ_{k,r}(x) = bias_{k,r} + weight_r · z. Where
+    hazards are not proportional, each bin has its own: ``weight`` is [p, K] or [p, K, R].
     """
 
     mean: Float64[np.ndarray, " p"]
     std: Float64[np.ndarray, " p"]
-    weight: Float64[np.ndarray, " p *R"]
+    weight: Float64[np.ndarray, " p *KR"]
     bias: Float64[np.ndarray, " k *R"]
     penalty: float
     path: tuple[PathRow, ...] = ()
@@ -62,8 +62,13 @@ class RidgeHazard:
         """Weights in use (columns kept and not constant) plus one intercept a bin, for each cause."""
         return int(np.count_nonzero(self.weight)) + self.bias.size
 
-    def linear_predictor(self, x: Float[np.ndarray, "n p"]) -> Float64[np.ndarray, n * R]:
-        """w · standardised x. Shared by the bins, so with one cause it orders patients at every horizon."""
+    @property
+    def per_bin(self) -> bool:
+        """Whether each bin has weights of its own."""
+        return self.weight.ndim > self.bias.ndim
+
+    def linear_predictor(self, x: Float[np.ndarray, "n p"]) -> Float64[np.ndarray, n * KR]:
+        """w · standardised x. Where bins share it, with one cause it orders patients at every horizon."""
         if x.shape[1] != len(self.weight):
             raise EhrError(
                 f"expected {len(self.weight)} feature columns, found {x.shape[1]}",
@@ -72,11 +77,12 @@ class RidgeHazard:
                 code=Exit.BUNDLE,
             )
         used = np.flatnonzero(self.weight.reshape(len(self.weight), -1).any(axis=1))
-        return Standardiser(self.mean[used], self.std[used])(x[:, used]) @ self.weight[used]
+        return np.tensordot(Standardiser(self.mean[used], self.std[used])(x[:, used]), self.weight[used], 1)
 
     def logits(self, x: Float[np.ndarray, "n p"]) -> Float64[np.ndarray, "n k *R"]:
         """Hazard logits of each row and bin (and cause)."""
-        return self.bias + self.linear_predictor(x)[:, None]  # [n, K, *R]
+        predictor = self.linear_predictor(x)  # [n, *R] or [n, K, *R]
+        return self.bias + (predictor if self.per_bin else predictor[:, None])  # [n, K, *R]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Float64 arrays for safetensors; `from_arrays` is the inverse (notes belong to the study, not the model)."""
@@ -110,6 +116,7 @@ def fit_ridge_hazard(
     n_bins: int | None = None,
     screens: Sequence[int] = (),
     n_causes: int = 1,
+    per_bin: bool = False,
 ) -> RidgeHazard:
     """Ridge-penalised discrete-time hazard regression; the penalty is chosen by the tuning rows' NLL.
 
@@ -117,7 +124,9 @@ def fit_ridge_hazard(
     hazard, by L-BFGS to convergence in float64, columns standardised on the training rows. Fewer than
     `MIN_TUNING_EVENTS` tuning events cannot choose: folds of the training rows do, and a note says so. A bin without a
     training event keeps the intercept of half an event. A fit that does not converge is never chosen. Competing causes
-    are fitted together, one convex problem in all w_r and b_{k,r}, under one penalty.
+    are fitted together, one convex problem in all w_r and b_{k,r}, under one penalty. ``per_bin`` gives bin k the
+    weights w + d_k, the shared ones and its own departure, both under that penalty: still one convex problem, which
+    shrinks to proportional hazards.
 
     Args:
         x_train, x_tune: features on any scale.
@@ -126,6 +135,7 @@ def fit_ridge_hazard(
         n_bins: bins of that grid (default: up to the last training row's).
         screens: numbers of best-scoring columns to try beside all columns.
         n_causes: R, at least the highest event code.
+        per_bin: whether hazards may depart from proportional ones.
 
     Raises:
         EhrError: no outcomes among the training rows (exit 12).
@@ -136,7 +146,7 @@ def fit_ridge_hazard(
         raise EhrError("no events among the training rows", "linear hazard", "take another task", code=Exit.COHORT)
     n_bins = int(targets.bin.max()) + 1 if n_bins is None else n_bins
     narrower = sorted(screen for screen in screens if screen < x_train.shape[1])
-    plan = _Plan(tuple(sorted(penalties, reverse=True)), (*narrower, x_train.shape[1]), n_bins, n_causes)
+    plan = _Plan(tuple(sorted(penalties, reverse=True)), (*narrower, x_train.shape[1]), n_bins, n_causes, per_bin)
     rows = _Rows(x_train, targets, x_tune, targets_tune)
     tuning_events = int((targets_tune.event == 1).sum())
     if tuning_events >= MIN_TUNING_EVENTS:
@@ -190,7 +200,13 @@ class _Plan:
     screens: tuple[int, ...]
     n_bins: int
     n_causes: int = 1
+    per_bin: bool = False
     patience: int = PATIENCE
+
+    @property
+    def causes(self) -> tuple[int, ...]:
+        """The shape that competing causes add to a weight: (R,) or ()."""
+        return () if self.n_causes == 1 else (self.n_causes,)
 
 
 class _Rows(NamedTuple):
@@ -236,42 +252,64 @@ def _paths(rows: _Rows, plan: _Plan) -> list[list[RidgeHazard]]:
 
 
 def _path(rows: _Rows, plan: _Plan) -> Iterator[tuple[PathRow, np.ndarray, np.ndarray]]:
-    """Row, weights [P, *R] and intercepts [K, *R] for each penalty in turn; ``rows`` are standardised."""
+    """Row, weights [P, *R] or [P, K, *R], and intercepts [K, *R] for each penalty; ``rows`` are standardised."""
     axes = PrincipalAxes.of(rows.x)
-    shape = () if plan.n_causes == 1 else (plan.n_causes,)
-    size = len(axes.variance) * plan.n_causes  # of the coefficients on the axes, causes beside each other
     bias, bias_scale = _marginal(rows.targets, plan.n_bins, plan.n_causes)
+    copies = 1 + plan.n_bins if plan.per_bin else 1  # of the weights: those of all bins, and each bin's departure
+    size = len(axes.variance) * copies * plan.n_causes  # of the coefficients on the axes
     start = np.concatenate([np.zeros(size), bias.ravel()])
-    # of a unit of φ, about, at the marginal hazard
-    information = [(rows.targets.event == cause).double().mean().item() for cause in range(1, plan.n_causes + 1)]
-    curvature = np.outer(axes.variance, information).ravel()
+    curvature = np.outer(axes.variance, _information(rows.targets, plan)).ravel()
 
     def split(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return axes.rotation @ point[:size].reshape(-1, *shape), point[size:].reshape(-1, *shape)
+        own = point[:size].reshape(len(axes.variance), copies, *plan.causes)
+        weight = np.tensordot(axes.rotation, _by_bin(own), 1)  # [P, 1 or K, *R]
+        return weight if plan.per_bin else weight[:, 0], point[size:].reshape(-1, *plan.causes)
 
     def judge(point: np.ndarray) -> float:
         weight, bias = split(point)
-        return mean_nll(bias + (rows.x_tune @ weight)[:, None], rows.targets_tune)
+        said = np.tensordot(rows.x_tune, weight, 1)
+        return mean_nll(bias + (said if plan.per_bin else said[:, None]), rows.targets_tune)
 
-    problem = RidgeProblem(_loss(axes.scores, rows.targets, plan.n_bins, shape), start, curvature, bias_scale.ravel())
+    loss = _loss(axes.scores, rows.targets, plan)
+    problem = RidgeProblem(loss, start, curvature, bias_scale.ravel())
     for penalty, minimum, judged in problem.path(plan.penalties, judge, plan.patience):
         weight, bias = split(minimum.point)
-        train = minimum.value - penalty / 2 * float(weight.ravel() @ weight.ravel())
+        train = minimum.value - penalty / 2 * float(minimum.point[:size] @ minimum.point[:size])
         yield PathRow(rows.x.shape[1], penalty, train, judged, minimum.gradient), weight, bias
 
 
-def _loss(scores: np.ndarray, targets: Targets, n_bins: int, shape: tuple[int, ...]) -> Loss:
-    """Mean NLL and its gradient at (coefficients on the axes [r, *R], intercepts [K, *R]); ``shape`` is (R,) or ()."""
+def _information(targets: Targets, plan: _Plan) -> Float64[np.ndarray, " c"]:
+    """Of a unit of φ, about, at the marginal hazard: for each copy of the weights and each cause."""
+    events, bins = targets.event.numpy(), targets.bin.numpy()
+    causes = np.arange(1, plan.n_causes + 1)
+    whole = (events[:, None] == causes).mean(axis=0)[None]  # [1, R]
+    if not plan.per_bin:
+        return whole.ravel()
+    own = [((events[:, None] == causes) & (bins[:, None] == k)).mean(axis=0) for k in range(plan.n_bins)]
+    return np.concatenate([whole, own]).ravel()  # [(1 + K)·R]
+
+
+def _by_bin(coefficients: Float64[np.ndarray, "r c *R"]) -> Float64[np.ndarray, "r k *R"]:
+    """The shared coefficients, or those of each bin: shared plus departure."""
+    shared, departures = coefficients[:, :1], coefficients[:, 1:]
+    return shared + departures if departures.shape[1] else shared
+
+
+def _loss(scores: np.ndarray, targets: Targets, plan: _Plan) -> Loss:
+    """Mean NLL and its gradient at (coefficients on the axes [r, 1 or 1 + K, *R], intercepts [K, *R])."""
     n, rank = scores.shape
-    size = rank * math.prod(shape)
+    copies = 1 + plan.n_bins if plan.per_bin else 1
+    size = rank * copies * plan.n_causes
     bins, event = targets.bin.numpy(), targets.event.numpy()
-    lived = exposure(targets.bin, targets.fraction, n_bins).numpy()  # [n, K]
+    lived = exposure(targets.bin, targets.fraction, plan.n_bins).numpy()  # [n, K]
 
     def loss(v: np.ndarray) -> tuple[float, np.ndarray]:
-        weight, bias = v[:size].reshape(rank, *shape), v[size:].reshape(n_bins, *shape)
-        value, gradient = nll_gradient(bias + (scores @ weight)[:, None], lived, bins, event)  # [n, K, *R]
-        by_row = gradient.sum(axis=1)  # [n, *R]
-        by_axis = by_row @ scores if not shape else scores.T @ by_row
+        own, bias = v[:size].reshape(rank, copies, *plan.causes), v[size:].reshape(plan.n_bins, *plan.causes)
+        logits = bias + np.tensordot(scores, _by_bin(own), 1)  # [n, K, *R]
+        value, gradient = nll_gradient(logits, lived, bins, event)  # [n, K, *R]
+        summed = gradient.sum(axis=1, keepdims=True)  # [n, 1, *R]: what the weights of all bins feel
+        felt = np.concatenate([summed, gradient], axis=1) if plan.per_bin else summed  # [n, copies, *R]
+        by_axis = np.tensordot(scores, felt, (0, 0))  # [r, copies, *R]
         return value / n, np.concatenate([by_axis.ravel(), gradient.sum(axis=0).ravel()]) / n
 
     return loss

@@ -15,7 +15,7 @@ from ehrsequencing.events import MedsDataset
 from ehrsequencing.inference import read_visits
 from ehrsequencing.models.behrt import BEHRTConfig
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
-from ehrsequencing.models.strategies import STRATEGIES
+from ehrsequencing.models.own_strategies import read_strategy
 from ehrsequencing.study.data import Division, pretraining_records
 from ehrsequencing.tokens import Tokenizer, TokenStore, tokenize
 from ehrsequencing.training.recipes import Recipe
@@ -45,12 +45,14 @@ def estimate(
     store, learning = _learned(study, dataset, task, cohorts[0], tokenizer)
     pace = tokens_per_second(store, study, tokenizer.vocab_size, tokenizer.value_codes)
     pretraining = PRETRAINING_FACTOR * int(records.offsets[-1]) * study.pretrain.epochs
-    moving = [name for name in study.strategies if not STRATEGIES[name].cached_features]
-    tuning = learning * recipe.epochs * len(moving) * len(study.seeds)
+    strategies = [read_strategy(given) for given in study.strategies]
+    moving = sum(len(strategy.candidates) for strategy in strategies if not strategy.cached_features)
+    tuning = learning * recipe.epochs * moving * len(study.seeds)
     minutes = (pretraining + tuning) * len(parts) / pace / 60
+    names = ", ".join(each.name for each in strategies)
     lines = [
         f"would pretrain {len(parts)} encoder(s): {int(records.offsets[-1]):,} tokens, {study.pretrain.epochs} epochs",
-        f"would fit {', '.join(study.strategies)} with {len(study.seeds)} seed(s) on {learning:,} training tokens, "
+        f"would fit {names} with {len(study.seeds)} seed(s) on {learning:,} training tokens, "
         f"at most {recipe.epochs} epochs",
         f"would fit {', '.join(study.baselines)}",
         f"measured pace: {pace:,.0f} tokens a second in training; at most about {max(minutes, 0.1):.1f} minutes in all",

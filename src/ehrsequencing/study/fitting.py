@@ -20,12 +20,14 @@ from ehrsequencing.config import HELD_OUT, StudyConfig, TaskConfig
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.files import staged_file, write_json
 from ehrsequencing.inference import to_predictions
-from ehrsequencing.models.strategies import STRATEGIES, Strategy
+from ehrsequencing.models.own_strategies import read_strategy
+from ehrsequencing.models.strategies import Strategy
 from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.report.inputs import TRAJECTORIES
 from ehrsequencing.study.assemble import WIDE, blend_name, calibrated_row, make_bundle
 from ehrsequencing.study.data import Division, Prepared, kept_from_outcomes, prepare, pretraining_records
+from ehrsequencing.study.ensembles import ensembles
 from ehrsequencing.study.kept import Kept, Scored
 from ehrsequencing.study.oracle import ORACLE, WHY, oracle_predictions
 from ehrsequencing.study.simple import simple_models
@@ -58,10 +60,14 @@ def fit_division(work: Workplace, division: Division, cohort: Cohort, tau: float
     wide_fit = BASELINES[WIDE].fit(prepared.data, 0)
     scored = [*_simple_models(work, division, prepared, wide_fit), *_oracle(work.dataset, prepared)]
     cache = FeatureCache()
-    for strategy in (STRATEGIES[name] for name in work.study.strategies):
-        for seed in _seeds(strategy, work.study.seeds):
+    for strategy in map(read_strategy, work.study.strategies):
+        of_seeds: list[Scored] = []
+        for seed in work.study.seeds[:1] if strategy.deterministic else work.study.seeds:
             fit = partial(_one_strategy, work, division, prepared, encoder, _hazard(wide_fit), strategy, seed, cache)
-            scored += work.kept.scored(f"{strategy.name}-{seed}{division.tag}", fit)
+            of_seeds += work.kept.scored(f"{strategy.name}-{seed}{division.tag}", fit)
+        scored += of_seeds
+        if work.study.ensemble and strategy.kind == "strategy":
+            scored += ensembles(of_seeds)
     if prepared.data.visits is not None:
         _write_trajectories(work, division, prepared.data.visits)
     _write_attributions(work, division, prepared.data)
@@ -79,7 +85,8 @@ def _encoder(work: Workplace, division: Division) -> Encoder:
 
 def _best_bundle(work: Workplace, division: Division) -> Bundle | None:
     """The best strategy's, of the first seed."""
-    names = [name for name in work.study.strategies if STRATEGIES[name].kind == "strategy"]
+    every = map(read_strategy, work.study.strategies)
+    names = [strategy.name for strategy in every if strategy.kind == "strategy"]
     seed = work.study.seeds[0]
     return best_bundle([work.kept.result / "models" / f"{name}-{seed}{division.tag}" for name in names])
 
@@ -130,12 +137,6 @@ def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
     record = encoder.record
     work.say(f"encoder{division.tag}: {record['subjects']:,} records, {record['tokens']:,} tokens; {learned(record)}")
     return encoder
-
-
-def _seeds(strategy: Strategy, seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """A convex fit on a pretrained encoder is the same for every seed."""
-    deterministic = strategy.head == "linear" and strategy.encoder == "pretrained"
-    return seeds[:1] if deterministic else seeds
 
 
 def _one_strategy(

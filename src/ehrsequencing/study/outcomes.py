@@ -16,11 +16,12 @@ from ehrsequencing.config import TUNING, BudgetConfig, FeaturesConfig, SplitConf
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.files import staged, workplace, write_json
-from ehrsequencing.models.strategies import STRATEGIES, find_strategy
+from ehrsequencing.models.strategies import Strategy, find_strategy
 from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.study.assemble import make_bundle
 from ehrsequencing.study.data import Prepared, cut_short, limit_labelled, prepare, refuse_empty_splits
 from ehrsequencing.study.readable import Readable
+from ehrsequencing.study.steps import changed_strategy
 from ehrsequencing.training.loop import Progress, silent
 from ehrsequencing.training.outcomes import finetune_outcomes
 from ehrsequencing.training.recipes import Choice, Recipe, choose_recipe
@@ -104,7 +105,7 @@ class _Chosen:
 
     choice: Choice
     recipe: Recipe
-    strategy: str
+    strategy: Strategy
     sentences: tuple[str, ...]
     departures: tuple[str, ...]
 
@@ -113,18 +114,15 @@ class _Chosen:
         return "\n".join([*lines, *self.sentences])
 
 
-def _choose(prepared: Mapping[str, Prepared], strategy: str, budget: BudgetConfig) -> _Chosen:
+def _choose(prepared: Mapping[str, Prepared], wanted: Strategy | None, budget: BudgetConfig) -> _Chosen:
     """By the smallest cohort: what would overfit there is asked of no other."""
     smallest = min(prepared, key=lambda name: prepared[name].n_labelled)
     of = prepared[smallest]
     choice = choose_recipe(of.n_labelled, of.n_labelled_events, of.events(TUNING))
     recipe, departures = choice.recipe.within(budget)
     sentences = [f"The recipe of the smallest cohort, that of {smallest}, is taken for all {len(prepared)} outcomes."]
-    if strategy == "auto":
-        strategy = recipe.strategy
-        sentences.append(f"{strategy} is its strategy: {STRATEGIES[strategy].why}.")
-    else:
-        sentences.append(f"{strategy} was asked for.")
+    strategy = find_strategy(recipe.strategy) if wanted is None else wanted
+    sentences.append(f"{strategy.name} {'is its strategy' if wanted is None else 'was asked for'}: {strategy.why}.")
     return _Chosen(choice, recipe, strategy, tuple(sentences), tuple(departures))
 
 
@@ -135,6 +133,7 @@ def write_outcomes(
     *,
     encoder: Path,
     strategy: str = "auto",
+    settings: Sequence[str] = (),
     attention: str | None = None,
     budget: BudgetConfig = BudgetConfig(),
     labelled: int | None = None,
@@ -146,10 +145,10 @@ def write_outcomes(
     """``ehrseq finetune --also``: an ordinary bundle an outcome, ``OUT/NAME``, all of them or none; says what came out.
 
     Killed, it goes on from ``OUT.partial/`` when the same command is given again, to the same weights. ``auto`` takes
-    the recipe's strategy for the smallest cohort.
+    the recipe's strategy for the smallest cohort; ``settings`` (``KEY=VALUE``) change the strategy.
     """
-    if strategy != "auto":
-        find_strategy(strategy)
+    own = changed_strategy(strategy, settings) if settings else None
+    wanted = own or (None if strategy == "auto" else find_strategy(strategy))
     asked = load_tasks(tasks)
     with workplace(Path(out), MARKER, "finetune") as place:
         dataset, pretrained = MedsDataset.open(meds), Encoder.load(encoder)
@@ -157,7 +156,7 @@ def write_outcomes(
         prepared = prepare_outcomes(dataset, cohorts, pretrained)
         longest = max((each.data for each in prepared.values()), key=len)
         say(cut_short(longest.tokens, longest.tokenizer))
-        chosen = _choose(prepared, strategy, budget)
+        chosen = _choose(prepared, wanted, budget)
         say(chosen.text())
         fitted = finetune_outcomes(
             {name: each.data for name, each in prepared.items()},
@@ -167,13 +166,13 @@ def write_outcomes(
             seed=seed,
             attention=attention,
             progress=progress,
-            resume=Resume(place).within(chosen.strategy),
+            resume=Resume(place).within(chosen.strategy.name),
         )
         facts = {"seed": seed, "split": split.model_dump(mode="json"), "recipe": chosen.recipe.name,
                  "choice": list(chosen.sentences), "outcomes": list(asked)}  # fmt: skip
         bundles = {n: make_bundle(prepared[n], asked[n], fitted[n], fit_wide(prepared[n].data), facts) for n in asked}
         _save(bundles, Path(out), chosen.strategy)
-    return _told(bundles, Path(out), chosen.strategy)
+    return _told(bundles, Path(out), chosen.strategy.name)
 
 
 def _cohort(
@@ -192,17 +191,19 @@ def _cohort(
     return cohort
 
 
-def _save(bundles: Mapping[str, Bundle], out: Path, strategy: str) -> None:
+def _save(bundles: Mapping[str, Bundle], out: Path, strategy: Strategy) -> None:
     """Every bundle in a folder of its task's name, and the list of them; whole or not at all."""
     listed = {
         name: {"folder": name, "rows": list(bundle.rows), "tuning": bundle.facts["tuning"]}
         for name, bundle in bundles.items()
     }
-    jointly = not find_strategy(strategy).cached_features
     with staged(out, MARKER) as draft:
         for name, bundle in bundles.items():
             bundle.save(draft / name)
-        write_json(draft / MARKER, {"format": FORMAT, "strategy": strategy, "jointly": jointly, "outcomes": listed})
+        write_json(
+            draft / MARKER,
+            {"format": FORMAT, "strategy": strategy.name, "jointly": not strategy.cached_features, "outcomes": listed},
+        )
 
 
 def _told(bundles: Mapping[str, Bundle], out: Path, strategy: str) -> str:

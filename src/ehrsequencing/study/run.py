@@ -14,14 +14,15 @@ import polars as pl
 
 from ehrsequencing.bundle import environment
 from ehrsequencing.cohort import Cohort, build_cohort
-from ehrsequencing.config import HELD_OUT, TUNING, StudyConfig, TaskConfig, load_yaml
+from ehrsequencing.config import HELD_OUT, TUNING, StrategyConfig, StudyConfig, TaskConfig, load_yaml
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.files import publish, workplace, write_json
 from ehrsequencing.models.code_vectors import CodeVectors
 from ehrsequencing.models.configuration import BIDIRECTIONAL_LEAK, LEAK_FIX
-from ehrsequencing.models.strategies import find_strategy
+from ehrsequencing.models.own_strategies import read_strategy
 from ehrsequencing.report import write_report
+from ehrsequencing.study.assemble import blend_name
 from ehrsequencing.study.compare import compare, pool
 from ehrsequencing.study.data import (
     Division,
@@ -33,10 +34,12 @@ from ehrsequencing.study.data import (
     task_of,
 )
 from ehrsequencing.study.document import write_predictions
+from ehrsequencing.study.ensembles import ENDING
 from ehrsequencing.study.estimate import estimate
 from ehrsequencing.study.fitting import Workplace, fit_division
 from ehrsequencing.study.kept import Kept, Scored, study_key
-from ehrsequencing.study.simple import check_names, for_causes
+from ehrsequencing.study.oracle import ORACLE
+from ehrsequencing.study.simple import NAMES, check_names, for_causes
 from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.training.loop import Progress, silent
 from ehrsequencing.training.recipes import Choice, Recipe, choose_recipe
@@ -123,10 +126,17 @@ def read_study(path: Path) -> StudyConfig:
         file = str(Path(path).parent / Path(study.model.code_vectors).expanduser())
         CodeVectors.read(file)
         study = study.model_copy(update={"model": study.model.model_copy(update={"code_vectors": file})})
-    for name in study.strategies:
-        find_strategy(name)
+    for given in study.strategies:
+        _refuse_taken(read_strategy(given, f"{path}, strategies").name, given, f"{path}, strategies")
     check_names(study.baselines, f"{path}, baselines")
     return study
+
+
+def _refuse_taken(name: str, given: str | StrategyConfig, where: str) -> None:
+    """EhrError (exit 10) where a strategy of one's own is named like another row of the comparison."""
+    taken = name in (*NAMES, ORACLE) or name.endswith((blend_name(""), ENDING))
+    if taken and not isinstance(given, str):
+        raise EhrError(f"the name '{name}' is another row's", where, "choose another name", code=Exit.CONFIG)
 
 
 def set_scene(study: StudyConfig, data_folder: Path, beside: Path, say: Say) -> Scene:

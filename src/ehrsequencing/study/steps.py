@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.bundle import ENCODER_MARKER, MARKER, Encoder
@@ -21,6 +23,7 @@ from ehrsequencing.config import (
     ModelConfig,
     PretrainConfig,
     SplitConfig,
+    StrategyConfig,
     TaskConfig,
     TokensConfig,
     load_task,
@@ -31,7 +34,8 @@ from ehrsequencing.evaluation.compare import Interval, evaluate
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.files import refuse_unwritable, workplace
 from ehrsequencing.inference import to_predictions
-from ehrsequencing.models.strategies import find_strategy
+from ehrsequencing.models.own_strategies import read_strategy
+from ehrsequencing.models.strategies import Strategy, find_strategy
 from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.study.assemble import make_bundle
 from ehrsequencing.study.auto import choose
@@ -204,6 +208,7 @@ def write_bundle(
     *,
     encoder: Path,
     strategy: str = "auto",
+    settings: Sequence[str] = (),
     attention: str | None = None,
     budget: BudgetConfig = BudgetConfig(),
     labelled: int | None = None,
@@ -214,14 +219,41 @@ def write_bundle(
 ) -> str:
     """``ehrseq finetune``: one bundle by one strategy, or by the recipe's choice; returns what came out.
 
+    ``settings`` (``KEY=VALUE``) change the strategy (``StrategyConfig``).
+
     Killed, it goes on from ``OUT.partial/`` when the same command is given again, to the same weights.
     """
-    if strategy != "auto":
-        find_strategy(strategy)
+    own = changed_strategy(strategy, settings) if settings else None
+    chosen = own or (None if strategy == "auto" else find_strategy(strategy))
     with workplace(Path(out), MARKER, "finetune") as place:
         return _write_bundle(
-            meds, task, out, Resume(place), encoder, strategy, attention, budget, labelled, split, seed, progress, say
+            meds, task, out, Resume(place), encoder, chosen, attention, budget, labelled, split, seed, progress, say
         )
+
+
+def changed_strategy(name: str, settings: Sequence[str]) -> Strategy:
+    """A strategy with settings given as ``KEY=VALUE``, values as in YAML.
+
+    >>> changed_strategy("lora", ["lora_rank=32", "lora_targets=feed_forward"]).lora_rank
+    32
+
+    Raises:
+        EhrError: exit 2 for ``auto`` or a setting without ``=``; exit 10 as ``read_strategy``.
+    """
+    if name == "auto":
+        fix = "name the strategy they change (--strategy lora)"
+        raise EhrError("settings are of one strategy, but auto chooses among several", "--set", fix, code=Exit.USAGE)
+    given: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or key in ("name", "like"):
+            raise EhrError(f"expected KEY=VALUE, found '{setting}'", "--set", "write lora_rank=32", code=Exit.USAGE)
+        try:
+            given[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            what = f"the value of {key} is no YAML: '{value}'"
+            raise EhrError(what, "--set", "write numbers, words or [lists]", code=Exit.USAGE) from None
+    return read_strategy(parse(StrategyConfig, {"name": f"{name}-changed", "like": name, **given}, "--set"), "--set")
 
 
 def _write_bundle(
@@ -230,7 +262,7 @@ def _write_bundle(
     out: Path,
     resume: Resume,
     encoder: Path,
-    strategy: str,
+    strategy: Strategy | None,
     attention: str | None,
     budget: BudgetConfig,
     labelled: int | None,
@@ -259,24 +291,25 @@ def _write_bundle(
     say("\n".join([choice.text(), *(f"  departure     {text}" for text in departures)]))
     cache = FeatureCache()
 
-    def fit(name: str) -> FineTuned:
+    def fit(chosen: str | Strategy) -> FineTuned:
+        strategy = find_strategy(chosen)
         return finetune(
             data,
-            find_strategy(name),
+            strategy,
             recipe,
             pretrained.model,
             seed=seed,
             attention=attention,
             cache=cache,
             progress=progress,
-            resume=resume.within(name),
+            resume=resume.within(strategy.name),
         )
 
-    if strategy == "auto":
+    if strategy is None:
         chosen = choose(data, recipe, fit, say)
         fitted, sentences = chosen.fitted, chosen.sentences
     else:
-        fitted, sentences = fit(strategy), (f"{strategy} was asked for.",)
+        fitted, sentences = fit(strategy), (f"{strategy.name} was asked for: {strategy.why}.",)
     wide = fit_wide(data)
     facts = {"seed": seed, "split": split.model_dump(mode="json"), "recipe": recipe.name, "choice": list(sentences)}
     bundle = make_bundle(prepared, config, fitted, wide, facts)

@@ -32,6 +32,7 @@ from ehrsequencing.nonparametric import for_outcome
 from ehrsequencing.training.checkpoints import calibrated_among_the_best
 from ehrsequencing.training.loop import Epoch, Progress, Schedule, State, Tick, restore, silent, train, trainable_state
 from ehrsequencing.training.objectives import SurvivalObjective, TuningScore
+from ehrsequencing.training.pacing import Pacing
 from ehrsequencing.training.recipes import Recipe
 from ehrsequencing.training.resume import Resume, module_digest
 from ehrsequencing.training.visits import VisitObjective
@@ -115,16 +116,26 @@ def finetune(
     started = time.perf_counter()
     strategy, cache = find_strategy(strategy), cache or FeatureCache()
     overrides = dropouts(dropout, code_dropout)
-    if strategy.head == "best":
-        heads = [replace(strategy, head="mlp"), replace(strategy, head="linear")]
-        fits = [_fit(data, s, recipe, encoder, seed, overrides, attention, cache, progress, resume) for s in heads]
-        best = min(fits, key=lambda fit: fit.tuning(data)["tuning_nll"])
-        best.notes.append(f"{best.strategy.head} head kept: lower tuning likelihood loss")
-        fitted = replace(best, strategy=strategy)
-    else:
-        fitted = _fit(data, strategy, recipe, encoder, seed, overrides, attention, cache, progress, resume)
-    spent = sum(epoch.seconds for epoch in fitted.history)  # part of it before the run was killed, perhaps
+    about = recipe, encoder, seed, overrides, attention, cache, progress
+    fits = [_fit(data, each, *about, resume_of(each, strategy, resume)) for each in strategy.candidates]
+    best = min(fits, key=lambda fit: fit.tuning(data)["tuning_nll"])
+    if len(fits) > 1:
+        best.notes.append(why_kept(strategy, best.strategy))
+    fitted = replace(best, strategy=strategy)
+    spent = sum(epoch.seconds for fit in fits for epoch in fit.history)  # part of it before a kill, perhaps
     return replace(fitted, seconds=max(spent, time.perf_counter() - started))
+
+
+def resume_of(candidate: Strategy, strategy: Strategy, resume: Resume | None) -> Resume | None:
+    """Each of several has a state of its own."""
+    alone = len(strategy.candidates) == 1
+    return resume if resume is None or alone else resume.within(f"{candidate.head}-{candidate.learning_rate:g}")
+
+
+def why_kept(strategy: Strategy, best: Strategy) -> str:
+    """The note of a choice among several candidates."""
+    rate = f" at learning rate {best.learning_rate:g}" if strategy.learning_rates and best.head != "linear" else ""
+    return f"{best.head} head{rate} kept: lower tuning likelihood loss"
 
 
 def _fit(
@@ -163,7 +174,8 @@ def new_model(
 ) -> BEHRTForSurvival:
     """A copy of the encoder under the strategy, with a new head of the sizes that ``data`` asks for."""
     torch.manual_seed(seed)
-    overrides = {**overrides, "n_bins": data.grid.n_bins, "n_causes": data.n_causes, "head": strategy.head}
+    shape = {"n_bins": data.grid.n_bins, "n_causes": data.n_causes}
+    overrides = {**overrides, **shape, "head": strategy.head, "hazards": strategy.hazards}
     predict_at = "index" if data.visits is None else "every_visit"
     return BEHRTForSurvival.from_encoder(
         encoder, strategy=strategy, predict_at=predict_at, attention=attention, **overrides
@@ -204,6 +216,7 @@ def _fit_ridge(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache)
         data.targets(tuning_rows),
         n_bins=data.grid.n_bins,
         n_causes=data.n_causes,
+        per_bin=model.config.head_hazards == "per_bin",
     )
 
 
@@ -234,7 +247,7 @@ def _fit_by_loop(
     resume: Resume | None,
 ) -> FineTuned:
     objective = _objective(model, data, strategy, recipe, cache)
-    schedule = schedule_of(strategy, recipe, seed)
+    schedule = schedule_of(strategy, recipe, seed, model.config.num_hidden_layers)
     audit = FootprintAudit(model)
     counts = model.get_trainable_parameters()
     progress(Tick(strategy.name, 0, recipe.epochs, _footprint(model, strategy)))
@@ -253,12 +266,13 @@ def _fit_by_loop(
     return FineTuned(strategy, model, logits, counts, history, 0.0, notes)
 
 
-def schedule_of(strategy: Strategy, recipe: Recipe, seed: int) -> Schedule:
-    """The loop's schedule under a strategy and a recipe."""
+def schedule_of(strategy: Strategy, recipe: Recipe, seed: int, n_layers: int) -> Schedule:
+    """The loop's schedule under a strategy and a recipe, for an encoder of so many layers."""
     optimizer = OptimizerConfig(
         learning_rate=strategy.learning_rate, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm
     )
-    return Schedule(recipe.epochs, recipe.batch_size, optimizer, recipe.patience, seed)
+    pacing = Pacing(strategy.encoder_rate, strategy.unfreeze_every, n_layers)
+    return Schedule(recipe.epochs, recipe.batch_size, optimizer, recipe.patience, seed, pacing)
 
 
 @dataclass(frozen=True)

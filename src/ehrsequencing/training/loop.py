@@ -18,6 +18,7 @@ from ehrsequencing.config import OptimizerConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.strategies import FootprintAudit
 from ehrsequencing.progress import Progress, Tick, silent
+from ehrsequencing.training.pacing import EVEN, Pacing, hold_back, make_optimizer
 from ehrsequencing.training.resume import (
     Resume,
     Snapshot,
@@ -26,8 +27,6 @@ from ehrsequencing.training.resume import (
     restore_optimizer,
     run_fingerprint,
 )
-
-NO_DECAY = ("bias", "norm", "embedding", "magnitude")
 
 
 @runtime_checkable
@@ -54,13 +53,15 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: epochs, patience (None: no early stopping), patients a step, optimiser, seed."""
+    """How long and how fast: epochs, patience (None: no early stopping), patients a step, optimiser, seed, and which
+    parts go slower."""
 
     epochs: int
     batch_size: int
     optimizer: OptimizerConfig
     patience: int | None = None
     seed: int = 0
+    pacing: Pacing = EVEN
 
 
 @dataclass
@@ -112,15 +113,6 @@ def restore(model: nn.Module, state: State) -> None:
     with torch.no_grad():
         for name, value in state.items():
             parameters[name].copy_(value)
-
-
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable tensors; biases, norms and embeddings are not decayed."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in named if not any(part in name for part in NO_DECAY)]
-    plain = [p for name, p in named if any(part in name for part in NO_DECAY)]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate)
 
 
 def warmup_cosine(total_steps: int, warmup_fraction: float) -> Callable[[int], float]:
@@ -192,7 +184,7 @@ class _Run:
         torch.manual_seed(schedule.seed)
         self.generator = np.random.default_rng(schedule.seed)
         self.steps = math.ceil(objective.n_rows / schedule.batch_size)
-        self.optimizer = make_optimizer(model, schedule.optimizer)
+        self.optimizer = make_optimizer(model, schedule.optimizer, schedule.pacing)
         factor = warmup_cosine(schedule.epochs * self.steps, schedule.optimizer.warmup_fraction)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.checkpoints, self.history = Checkpoints(), list[Epoch]()
@@ -237,6 +229,7 @@ class _Run:
             loss.backward()
             if self.audit is not None:
                 self.audit.observe(self.model)
+            hold_back(self.optimizer, len(self.history))
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.schedule.optimizer.clip_norm)
             self.optimizer.step()
@@ -250,7 +243,8 @@ class _Run:
 
     def _record(self, epoch: int, loss: float, metrics: dict[str, float]) -> None:
         seconds = self.spent + time.perf_counter() - self.started
-        self.history.append(Epoch(epoch, loss, self.optimizer.param_groups[0]["lr"], seconds, metrics))
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        self.history.append(Epoch(epoch, loss, rate, seconds, metrics))
         self.checkpoints.offer(epoch, metrics["score"], self.model, keep_all=self.keep_all)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if _is_told(name))
         said = f"epoch {epoch + 1}: loss {loss:.4f}  {shown}"
@@ -278,7 +272,8 @@ class _Run:
 
     def fingerprint(self) -> str:
         """What a state must have been saved under to be taken up by this run."""
-        settings = {**vars(self.schedule), "optimizer": self.schedule.optimizer.model_dump(mode="json")}
+        settings = {**vars(self.schedule), "pacing": vars(self.schedule.pacing)}
+        settings["optimizer"] = self.schedule.optimizer.model_dump(mode="json")
         settings |= {"title": self.title, "keep_all": self.keep_all}
         return run_fingerprint(self.model, settings, self.objective.fingerprint())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,9 @@ from ehrsequencing.training.finetune import (
     finetune,
     head_logits,
     new_model,
+    resume_of,
     schedule_of,
+    why_kept,
 )
 from ehrsequencing.training.joint import JointSurvival, OutcomesObjective
 from ehrsequencing.training.loop import Epoch, Progress, Tick, silent, train, trainable_state
@@ -78,8 +80,10 @@ def finetune_outcomes(
     strategy = find_strategy(strategy)
     shared = SharedFeatures(UnionRows.of(datas))
     if not strategy.cached_features:
-        overrides = dropouts(dropout, code_dropout)
-        return _fit_jointly(datas, strategy, recipe, encoder, seed, overrides, attention, shared, progress, resume)
+        about = recipe, encoder, seed, dropouts(dropout, code_dropout), attention, shared, progress
+        return _best_of(
+            datas, strategy, lambda each: _fit_jointly(datas, each, *about, resume_of(each, strategy, resume))
+        )
     return {
         name: finetune(
             data,
@@ -95,6 +99,22 @@ def finetune_outcomes(
             resume=None if resume is None else resume.within(name),
         )
         for name, data in datas.items()
+    }
+
+
+def _best_of(
+    datas: Mapping[str, SurvivalData], strategy: Strategy, fit: Callable[[Strategy], dict[str, FineTuned]]
+) -> dict[str, FineTuned]:
+    """Of the strategy's candidates, the one of the lowest mean tuning likelihood loss over the outcomes."""
+    tried = [(each, fit(each)) for each in strategy.candidates]
+    kept, fits = min(
+        tried, key=lambda one: float(np.mean([one[1][name].tuning(data)["tuning_nll"] for name, data in datas.items()]))
+    )
+    told = [] if len(tried) == 1 else [f"{why_kept(strategy, kept)}, on average over the outcomes"]
+    seconds = sum(found[name].seconds for _, found in tried for name in list(datas)[:1])
+    return {
+        name: replace(each, strategy=strategy, seconds=seconds, notes=[*each.notes, *told])
+        for name, each in fits.items()
     }
 
 
@@ -123,8 +143,8 @@ def _fit_jointly(
     audit, title = FootprintAudit(joint), f"{strategy.name}, {len(datas)} outcomes"
     start = _start(joint, objective, shared)
     progress(Tick(title, 0, recipe.epochs, footprint(joint)))
-    history = train(joint, objective, schedule_of(strategy, recipe, seed), title=title, progress=progress, audit=audit,
-                    resume=resume)  # fmt: skip
+    schedule = schedule_of(strategy, recipe, seed, joint.any_view.config.num_hidden_layers)
+    history = train(joint, objective, schedule, title=title, progress=progress, audit=audit, resume=resume)
     common = [*audit.notes, *([] if start is None else start.keep_if_better(joint, history)), *_asides(recipe, datas)]
     joint.eval()
     features = encode(joint.any_view, shared.rows.tokens, np.arange(len(shared.rows)))  # [N, F]
