@@ -116,7 +116,8 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
                 "everything is trained: most capacity and most risk of overfitting, for over 20,000 patients",
                 _ALL,
                 head="residual",
-                learning_rate=3e-4,
+                learning_rate=1e-3,
+                encoder_rate=0.1,
             ),
             Strategy(
                 "from-scratch",
