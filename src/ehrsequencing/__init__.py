@@ -31,11 +31,13 @@ _HOME = {
     "evaluate_held_out": "study.steps",
     "explain": "attribution",
     "finetune": "training.finetune",
+    "finetune_outcomes": "training.outcomes",
     "from_dataframe": "events",
     "load_task": "config",
     "make_bundle": "study.assemble",
     "predict": "inference",
     "prepare": "study.data",
+    "prepare_outcomes": "study.outcomes",
     "pretrain": "study.steps",
     "run_study": "study",
     "simulate": "synthetic",
@@ -72,7 +74,9 @@ if TYPE_CHECKING:
     from ehrsequencing.study import run_study
     from ehrsequencing.study.assemble import make_bundle
     from ehrsequencing.study.data import prepare
+    from ehrsequencing.study.outcomes import prepare_outcomes
     from ehrsequencing.study.steps import evaluate_held_out, pretrain
     from ehrsequencing.synthetic.simulate import simulate
     from ehrsequencing.training.finetune import finetune
+    from ehrsequencing.training.outcomes import finetune_outcomes
     from ehrsequencing.training.recipes import choose_recipe

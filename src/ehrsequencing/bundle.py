@@ -301,6 +301,8 @@ def _manifest(folder: Path, marker: str, kind: str, verbs: str) -> dict[str, Any
     path = folder / marker
     fix = f"give the folder that {verbs} wrote, whole"
     if not path.is_file():
+        inside = sorted(each.parent.name for each in folder.glob(f"*/{marker}"))
+        fix = f"give one of the folders in it: {', '.join(inside)}" if inside else fix
         raise EhrError(f"no {kind} here: {marker} is missing", str(folder), fix, code=Exit.BUNDLE)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

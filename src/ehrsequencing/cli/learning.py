@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -117,6 +118,12 @@ def finetune(
     out: Out,
     encoder: Annotated[Path, typer.Option(help="a pretrained encoder (from 'ehrseq pretrain')")],
     strategy: Annotated[str, typer.Option(help="auto, or a strategy by name (see 'ehrseq advise')")] = "auto",
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="TASK.yaml", help="another outcome, at once (may be repeated): OUT then has a bundle for each"
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="change the strategy: lora_rank=32, hazards=per_bin, …"),
@@ -134,17 +141,18 @@ def finetune(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Adapt the encoder to one outcome; leaves one bundle and says what it chose and why."""
+    """Adapt the encoder to one outcome, or several at once; leaves a bundle for each and says what it chose and why."""
     from ehrsequencing.cli.progress import ProgressDisplay
     from ehrsequencing.config import BudgetConfig
-    from ehrsequencing.study import steps
+    from ehrsequencing.study import outcomes, steps
 
     use_threads(threads)
     to, budget = Output(quiet=quiet), BudgetConfig(max_epochs=max_epochs, patience=patience)
     with ProgressDisplay(quiet) as progress:
-        summary = steps.write_bundle(
-            meds,
-            task,
+        write = (
+            partial(outcomes.write_outcomes, meds, [task, *also]) if also else partial(steps.write_bundle, meds, task)
+        )
+        summary = write(
             out,
             encoder=encoder,
             strategy=strategy,
@@ -158,7 +166,8 @@ def finetune(
             say=to.say,
         )
     to.say(summary)
-    to.next("predict", out, meds, beside(out, "predictions.parquet"))
+    bundle = outcomes.first_bundle(out) if also else out
+    to.next("predict", bundle, meds, beside(out, "predictions.parquet"))
 
 
 @app.command(epilog="Example: ehrseq merge out/bundle out/merged")

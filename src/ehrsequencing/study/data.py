@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from ehrsequencing.batches import SurvivalData, VisitData
 from ehrsequencing.bundle import Encoder
-from ehrsequencing.cohort import Cohort, cut, whole_records
+from ehrsequencing.cohort import Cohort, whole_records
 from ehrsequencing.cohort.attrition import suppress
 from ehrsequencing.cohort.predicates import distinct_codes, matching_codes
 from ehrsequencing.cohort.splits import periods, subject_splits, units
@@ -43,6 +43,7 @@ from ehrsequencing.sources.mapped import convert_csv
 from ehrsequencing.sources.omop import convert_omop
 from ehrsequencing.sources.synthea import convert_synthea
 from ehrsequencing.study.casemix import describe_casemix
+from ehrsequencing.study.readable import Readable
 from ehrsequencing.synthetic import simulate
 from ehrsequencing.timegrid import TimeGrid, truncate
 from ehrsequencing.tokens import Tokenizer, TokenStore, tokenize, tokenize_windows
@@ -233,8 +234,11 @@ def prepare(
     encoder: Encoder,
     config: FeaturesConfig = FeaturesConfig(),
     tau: float | None = None,
+    readable: Readable | None = None,
 ) -> Prepared:
     """Tokens, features and grid of a cohort; everything fitted is fitted on its training rows alone.
+
+    ``readable`` is what has been read already, for these rows and perhaps more, under the same rules.
 
     Raises:
         EhrError: the encoder was pretrained on tuning or held-out subjects (exit 15); the horizon is too long (12).
@@ -246,13 +250,13 @@ def prepare(
     duration, event = train["duration"].to_numpy(), train["event"].to_numpy()
     tau = choose_tau(duration, event, cohort.task.horizon_days) if tau is None else tau
     grid = TimeGrid.fit(duration, event, tau)
-    readable = cut(dataset.scan(), table, cohort.task, visit_column=tokenizer.config.visit_column)
-    history = readable.collect(engine="streaming")
+    readable = Readable.of(dataset, table, cohort.task, tokenizer) if readable is None else readable
+    history = readable.history
     spec = FeatureSpec.fit(history, train, config)
     shorter, seen = truncate(table["duration"].to_numpy(), table["event"].to_numpy(), tau)
     data = SurvivalData(
         rows=table.with_columns(pl.Series("duration", shorter), pl.Series("event", seen.astype(np.int8))),
-        tokens=tokenize(history, table, tokenizer),
+        tokens=readable.tokens_of(table),
         features=build_features(history, table, spec),
         grid=grid,
         tokenizer=tokenizer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +89,21 @@ class TokenStore:
         arrays: dict[str, Any] = {name: np.asarray(getattr(self, name)[source]) for name in TOKEN_ARRAYS}
         arrays |= {name: np.asarray(getattr(self, name)[chosen]) for name in ROW_ARRAYS}
         return replace(self, **arrays, offsets=offsets, counts={})
+
+    @classmethod
+    def joined(cls, stores: Sequence[TokenStore]) -> TokenStore:
+        """The rows of several stores of one tokenizer, one store after the other; ``counts`` are left behind.
+
+        Raises:
+            EhrError: they were made by different tokenizers (exit 10).
+        """
+        if len({store.tokenizer_fingerprint for store in stores}) != 1:
+            fix = "tokenise all of them with one tokenizer"
+            raise EhrError("token stores of different tokenizers", "TokenStore.joined", fix, code=Exit.CONFIG)
+        names = (*TOKEN_ARRAYS, *ROW_ARRAYS)
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(store, name) for store in stores]) for name in names}
+        lengths = np.concatenate([store.lengths for store in stores])
+        return replace(stores[0], **arrays, offsets=np.append(0, np.cumsum(lengths)).astype(np.int64), counts={})
 
     @cached_property
     def fingerprint(self) -> str:

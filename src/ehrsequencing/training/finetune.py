@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from ehrsequencing.batches import SurvivalData, VisitData
 from ehrsequencing.config import TRAIN, TUNING, ModelConfig, OptimizerConfig
@@ -115,25 +115,25 @@ def finetune(
     """
     started = time.perf_counter()
     strategy, cache = find_strategy(strategy), cache or FeatureCache()
-    shares = {"dropout": dropout, "head_dropout": dropout, "code_dropout": code_dropout}
-    overrides = {name: share for name, share in shares.items() if share is not None}
+    overrides = dropouts(dropout, code_dropout)
     about = recipe, encoder, seed, overrides, attention, cache, progress
-    fits = [_fit(data, each, *about, _resume_of(each, strategy, resume)) for each in strategy.candidates]
+    fits = [_fit(data, each, *about, resume_of(each, strategy, resume)) for each in strategy.candidates]
     best = min(fits, key=lambda fit: fit.tuning(data)["tuning_nll"])
     if len(fits) > 1:
-        best.notes.append(_why_kept(strategy, best.strategy))
+        best.notes.append(why_kept(strategy, best.strategy))
     fitted = replace(best, strategy=strategy)
     spent = sum(epoch.seconds for fit in fits for epoch in fit.history)  # part of it before a kill, perhaps
     return replace(fitted, seconds=max(spent, time.perf_counter() - started))
 
 
-def _resume_of(candidate: Strategy, strategy: Strategy, resume: Resume | None) -> Resume | None:
+def resume_of(candidate: Strategy, strategy: Strategy, resume: Resume | None) -> Resume | None:
     """Each of several has a state of its own."""
     alone = len(strategy.candidates) == 1
     return resume if resume is None or alone else resume.within(f"{candidate.head}-{candidate.learning_rate:g}")
 
 
-def _why_kept(strategy: Strategy, best: Strategy) -> str:
+def why_kept(strategy: Strategy, best: Strategy) -> str:
+    """The note of a choice among several candidates."""
     rate = f" at learning rate {best.learning_rate:g}" if strategy.learning_rates and best.head != "linear" else ""
     return f"{best.head} head{rate} kept: lower tuning likelihood loss"
 
@@ -150,23 +150,47 @@ def _fit(
     progress: Progress,
     resume: Resume | None,
 ) -> FineTuned:
+    model = new_model(data, strategy, encoder, seed, overrides, attention)
+    ridge = start_head(model, data, cache)
+    if ridge is not None and strategy.head == "linear":
+        return _fit_linear(model, data, strategy, ridge, cache, progress)
+    fitted = _fit_by_loop(model, data, strategy, recipe, seed, cache, progress, resume)
+    return replace(fitted, notes=[*([] if ridge is None else ridge.notes), *fitted.notes])
+
+
+def dropouts(dropout: float | None, code_dropout: float | None) -> dict[str, Any]:
+    """The shares that replace those of the encoder's configuration; None leaves one as it is."""
+    shares = {"dropout": dropout, "head_dropout": dropout, "code_dropout": code_dropout}
+    return {name: share for name, share in shares.items() if share is not None}
+
+
+def new_model(
+    data: SurvivalData,
+    strategy: Strategy,
+    encoder: BEHRTModel,
+    seed: int,
+    overrides: dict[str, Any],
+    attention: str | None,
+) -> BEHRTForSurvival:
+    """A copy of the encoder under the strategy, with a new head of the sizes that ``data`` asks for."""
     torch.manual_seed(seed)
     shape = {"n_bins": data.grid.n_bins, "n_causes": data.n_causes}
     overrides = {**overrides, **shape, "head": strategy.head, "hazards": strategy.hazards}
     predict_at = "index" if data.visits is None else "every_visit"
-    model = BEHRTForSurvival.from_encoder(
+    return BEHRTForSurvival.from_encoder(
         encoder, strategy=strategy, predict_at=predict_at, attention=attention, **overrides
     )
+
+
+def start_head(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache) -> RidgeHazard | None:
+    """Where a head starts, from the training rows: its standardiser, the marginal hazards, and the convex fit (which is
+    returned) where it has a linear part."""
     _prepare_head(model, data, cache)
-    head, told = model.hazard_head, list[str]()
-    if isinstance(head, LinearHead):
-        ridge = _fit_ridge(model, data, cache)
-        head.set_ridge(ridge)
-        if strategy.head == "linear":
-            return _fit_linear(model, data, strategy, ridge, cache, progress)
-        told = list(ridge.notes)
-    fitted = _fit_by_loop(model, data, strategy, recipe, seed, cache, progress, resume)
-    return replace(fitted, notes=[*told, *fitted.notes])
+    if not isinstance(model.hazard_head, LinearHead):
+        return None
+    ridge = _fit_ridge(model, data, cache)
+    model.hazard_head.set_ridge(ridge)
+    return ridge
 
 
 def _prepare_head(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache) -> None:
@@ -207,7 +231,7 @@ def _fit_linear(
     """The head as the convex fit set it: nothing is left to train."""
     counts = model.get_trainable_parameters()
     progress(Tick(strategy.name, 0, 1, _footprint(model, strategy)))
-    logits = _head_logits(model, cache.get(model, data)[_places(data)])
+    logits = head_logits(model, cache.get(model, data)[_places(data)])
     progress(Tick(strategy.name, 1, 1, f"penalty {ridge.penalty:.2g} chosen on tuning"))
     return FineTuned(strategy, model, logits, counts, [], 0.0, list(ridge.notes))
 
@@ -223,22 +247,18 @@ def _fit_by_loop(
     resume: Resume | None,
 ) -> FineTuned:
     objective = _objective(model, data, strategy, recipe, cache)
-    optimizer = OptimizerConfig(
-        learning_rate=strategy.learning_rate, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm
-    )
-    pacing = Pacing(strategy.encoder_rate, strategy.unfreeze_every, model.config.num_hidden_layers)
-    schedule = Schedule(recipe.epochs, recipe.batch_size, optimizer, recipe.patience, seed, pacing)
+    schedule = schedule_of(strategy, recipe, seed, model.config.num_hidden_layers)
     audit = FootprintAudit(model)
     counts = model.get_trainable_parameters()
     progress(Tick(strategy.name, 0, recipe.epochs, _footprint(model, strategy)))
     choose = calibrated_among_the_best(objective) if recipe.checkpoint == "c_index+calibration" else None
-    start = _Start.of(model, data, cache) if isinstance(model.hazard_head, LinearHead) else None
+    start = Start.of(model, data, cache) if isinstance(model.hazard_head, LinearHead) else None
     history = train(model, objective, schedule, title=strategy.name, progress=progress, audit=audit, choose=choose,
                     resume=resume)  # fmt: skip
     notes = [*audit.notes, *objective.notes, *([] if start is None else start.keep_if_better(model, history))]
     model.eval()
     if strategy.cached_features:
-        logits = _head_logits(model, cache.get(model, data)[_places(data)])
+        logits = head_logits(model, cache.get(model, data)[_places(data)])
     elif data.visits is None:
         logits = hazard_logits(model, data.tokens, np.arange(len(data)))
     else:
@@ -246,19 +266,28 @@ def _fit_by_loop(
     return FineTuned(strategy, model, logits, counts, history, 0.0, notes)
 
 
+def schedule_of(strategy: Strategy, recipe: Recipe, seed: int, n_layers: int) -> Schedule:
+    """The loop's schedule under a strategy and a recipe, for an encoder of so many layers."""
+    optimizer = OptimizerConfig(
+        learning_rate=strategy.learning_rate, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm
+    )
+    pacing = Pacing(strategy.encoder_rate, strategy.unfreeze_every, n_layers)
+    return Schedule(recipe.epochs, recipe.batch_size, optimizer, recipe.patience, seed, pacing)
+
+
 @dataclass(frozen=True)
-class _Start:
+class Start:
     """A model as it starts from the convex fit, and its score on tuning: a checkpoint like every epoch's."""
 
     state: State
     score: float
 
     @classmethod
-    def of(cls, model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache) -> _Start:
-        logits = _head_logits(model, cache.get(model, data)[_places(data, data.index(TUNING))])
+    def of(cls, model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache) -> Start:
+        logits = head_logits(model, cache.get(model, data)[_places(data, data.index(TUNING))])
         return cls(trainable_state(model), TuningScore(data)(logits)["score"])
 
-    def keep_if_better(self, model: BEHRTForSurvival, history: list[Epoch]) -> list[str]:
+    def keep_if_better(self, model: nn.Module, history: list[Epoch]) -> list[str]:
         """Put the start back where no epoch scored as high; says so."""
         if max(epoch.metrics["score"] for epoch in history) > self.score:
             return []
@@ -298,7 +327,8 @@ def _even_visits(visits: VisitData) -> Int64[np.ndarray, " k"]:
 
 
 @torch.no_grad()
-def _head_logits(model: BEHRTForSurvival, features: Float32[Tensor, "N F"]) -> Float64[np.ndarray, "N K *R"]:
+def head_logits(model: BEHRTForSurvival, features: Float32[Tensor, "N F"]) -> Float64[np.ndarray, "N K *R"]:
+    """Hazard logits of pooled features, in eval mode."""
     model.eval()
     return model.hazards(features).double().numpy()
 

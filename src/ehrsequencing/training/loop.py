@@ -161,6 +161,11 @@ def train(
     return run.finish(choose, store)
 
 
+def _is_told(metric: str) -> bool:
+    """Whether a line of progress shows it: not the score, nor what is of one of several outcomes (``NAME/figure``)."""
+    return metric != "score" and "/" not in metric
+
+
 class _Run:
     """Everything that moves while a model is trained, and how it is put away and taken up again."""
 
@@ -241,7 +246,7 @@ class _Run:
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         self.history.append(Epoch(epoch, loss, rate, seconds, metrics))
         self.checkpoints.offer(epoch, metrics["score"], self.model, keep_all=self.keep_all)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "score")
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if _is_told(name))
         said = f"epoch {epoch + 1}: loss {loss:.4f}  {shown}"
         self.progress(Tick(self.title, epoch + 1, self.schedule.epochs, said))
 

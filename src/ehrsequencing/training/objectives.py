@@ -21,6 +21,9 @@ Forward = Callable[[np.ndarray], Tensor]
 """Positions of rows of a SurvivalData to hazard logits [n, K], or [n, K, R] with competing causes."""
 
 
+NO_PAIR = "no comparable pair in the tuning split: epochs were selected by likelihood"
+
+
 class TuningScore:
     """Discrimination, accuracy and likelihood on the tuning split, whatever model made the logits."""
 
@@ -79,7 +82,7 @@ class SurvivalObjective:
         if self.steps_without_pairs:
             told.append(f"{self.steps_without_pairs} steps had no comparable pair: the ranking term was left out")
         if not self.score.can_rank:
-            told.append("no comparable pair in the tuning split: epochs were selected by likelihood")
+            told.append(NO_PAIR)
         return told
 
     @torch.no_grad()
