@@ -25,7 +25,7 @@ import torch
 from scipy.stats import spearmanr, t
 
 from ehrsequencing.cohort import build_cohort
-from ehrsequencing.config import TRAIN, TUNING, PretrainConfig, SimulateConfig, load_task
+from ehrsequencing.config import TRAIN, TUNING, ModelConfig, PretrainConfig, SimulateConfig, load_task
 from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.models import configuration
@@ -41,16 +41,19 @@ from ehrsequencing.training.recipes import RECIPES
 
 KEPT = readme.RESULTS / "ablations.json"
 PATIENTS, COHORT_SEED = 6_000, 201
+HIERARCHICAL = ModelConfig(architecture="hierarchical")
 BOTH = {"masked-codes": 1.0, "record-summary": 1.0}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What differs from the default: the objectives, or what the heads may read."""
+    """What differs from the default: the objectives, what the heads may read, or the encoder."""
 
     why: str
     objectives: dict[str, float] = field(default_factory=lambda: dict(BOTH))
     relations: tuple[str, ...] = configuration.HEAD_RELATIONS
+    model: ModelConfig = ModelConfig()
+    epochs: int = PretrainConfig().epochs
 
 
 TRIALS: Mapping[str, Trial] = {
@@ -62,6 +65,8 @@ TRIALS: Mapping[str, Trial] = {
     "and values": Trial("masked values, too", {**BOTH, "masked-values": 1.0}),
     "and next visit": Trial("the next visit, too", {**BOTH, "next-visit": 1.0}),
     "and time to event": Trial("time to event, too", {**BOTH, "time-to-event": 1.0}),
+    "hierarchical": Trial("visits pooled by attention, a timeline over them", model=HIERARCHICAL),
+    "hierarchical, 20 epochs": Trial("the same, about as many seconds", model=HIERARCHICAL, epochs=20),
 }
 FIGURES = ("c", "nll", "rho", "blend_c")
 
@@ -100,7 +105,8 @@ def run(name: str, seed: int) -> dict[str, Any]:
     dataset, cohort, truth = world()
     trial = TRIALS[name]
     configuration.HEAD_RELATIONS = trial.relations
-    encoder = pretrain(dataset, PretrainConfig(objectives=trial.objectives), input=cohort.task, seed=seed)
+    config = PretrainConfig(objectives=trial.objectives, epochs=trial.epochs)
+    encoder = pretrain(dataset, config, model=trial.model, input=cohort.task, seed=seed)
     prepared = prepare(dataset, cohort, encoder)
     data, wide = prepared.data, wide_of(prepared)
     fitted = finetune(data, "frozen-ridge", RECIPES["medium"], encoder.model, seed=seed)

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.attention import Layout, attend
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
-from ehrsequencing.models.behrt_survival import BEHRTForSurvival, HazardHead, pool
+from ehrsequencing.models.behrt_survival import BEHRTForSurvival, HazardHead
+from ehrsequencing.models.pooling import pool
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, mask_tokens
 from ehrsequencing.models.rotary import coordinates, rotate, rotation
 from ehrsequencing.models.wide import RidgeHazard

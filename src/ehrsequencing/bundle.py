@@ -27,7 +27,7 @@ from ehrsequencing.features import FeatureSpec
 from ehrsequencing.files import staged, write_json
 from ehrsequencing.model_card import Card, model_card
 from ehrsequencing.models.adapter_files import load_adapter, save_adapter
-from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
+from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, make_encoder
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.blend import blend
 from ehrsequencing.models.lora import adapter_of, base_state
@@ -269,7 +269,7 @@ def environment() -> dict[str, str]:
 
 
 def _save_base(model: BEHRTForSurvival, folder: Path) -> None:
-    plain = BEHRTModel(BEHRTConfig(**{**model.config.to_dict(), "use_lora": False}))
+    plain = make_encoder(BEHRTConfig(**{**model.config.to_dict(), "use_lora": False}))
     plain.load_state_dict(base_state(model.behrt), strict=True)
     plain.save_pretrained(folder)
 

@@ -36,6 +36,10 @@ class ModelConfig(Strict):
     """The encoder's size; single numbers override it."""
 
     size: Literal["small", "medium", "large", "base"] = Field(default="small", description="widths and layers by name")
+    architecture: Literal["behrt", "hierarchical"] = Field(
+        default="behrt",
+        description="behrt attends to all tokens; hierarchical pools each visit by attention and attends to visits",
+    )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="share of activations dropped in training")
     code_dropout: float = Field(
         default=0.3, ge=0, lt=1, description="mean share of a record's codes hidden from each pass of fine-tuning"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,8 +20,10 @@ from transformers.utils import logging
 
 from ehrsequencing.batches import Batch
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.models.architectures import architecture_of
 from ehrsequencing.models.attention import Layout, attend, rounded
 from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.pooling import Encoded, EncodedTokens
 from ehrsequencing.models.rotary import Turn, rotate, rotation
 from ehrsequencing.tokens import MASK, N_SPECIAL
 
@@ -88,15 +91,20 @@ class BEHRTEmbeddings(nn.Module):
 
         In training some of each record's codes may be hidden (``code_dropout``).
         """
-        if self.training and self.code_dropout:
-            batch = hide_codes(batch, self.code_embedding.num_embeddings, self.code_dropout)
+        batch = self.shown(batch)
         x = self.code_embedding(batch.code) + self._age(batch) + self._gap(batch)  # [B,L,W]
         x = x + self.visit_embedding(batch.visit.clamp(0, self.visit_embedding.num_embeddings - 1))  # [B,L,W]
         position = (batch.mask.cumsum(dim=1) - 1).clamp_min(0)  # [B,L]
-        x = x + sinusoids(position, x.shape[-1]).to(x.dtype) * _side_scale(x.shape[-1])  # [B,L,W]
+        x = x + sinusoids(position, x.shape[-1]).to(x.dtype) * side_scale(x.shape[-1])  # [B,L,W]
         if self.value_embedding is not None:
             x = x + self.value_term(batch, self.value_embedding)  # [B,L,W]
         return self.projection(self.dropout(self.norm(x)))  # [B,L,H]
+
+    def shown(self, batch: Batch) -> Batch:
+        """The records as they are read: in training with some of each one's codes hidden."""
+        if self.training and self.code_dropout:
+            return hide_codes(batch, self.code_embedding.num_embeddings, self.code_dropout)
+        return batch
 
     def _age(self, batch: Batch) -> Float[Tensor, "B L W"]:
         years = (batch.age / AGE_BIN_YEARS).floor().long().clamp(0, AGE_BINS - 1)  # [B,L]
@@ -163,7 +171,7 @@ class Block(nn.Module):
         return x + self.dropout(self.feed_out(hidden))  # [B,L,H]
 
 
-def _side_scale(width: int) -> float:
+def side_scale(width: int) -> float:
     """Standard deviation at which everything beside the code enters the sum: half of the code's own, 1/√width."""
     return 0.5 / math.sqrt(width)
 
@@ -216,7 +224,7 @@ class BEHRTPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=_side_scale(module.embedding_dim))
+            init.normal_(module.weight, std=side_scale(module.embedding_dim))
         elif isinstance(module, BEHRTEmbeddings):
             weight = module.code_embedding.weight
             init.normal_(weight, std=1 / math.sqrt(weight.shape[1]))
@@ -248,20 +256,42 @@ def _quiet() -> Iterator[None]:
 
 
 class BEHRTModel(BEHRTPreTrainedModel):
-    """The encoder: a batch of records in, one hidden vector a token out (Li et al. 2020, BEHRT, Sci Rep 10:7155)."""
+    """The encoder: a batch of records in, one hidden vector a token out (Li et al. 2020, BEHRT, Sci Rep 10:7155).
+
+    Other kinds of encoder derive from it; ``make_encoder`` builds the one that a configuration names.
+    """
 
     other_heads: ClassVar[tuple[str, ...]] = ("mlm_head.", "hazard_head.")
 
     def __init__(self, config: BEHRTConfig) -> None:
+        _refuse_other_kind(type(self), config)
         super().__init__(config)
-        self.embeddings = BEHRTEmbeddings(config)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.LayerNorm(config.hidden_size)
+        self._build(config)
         self.post_init()
         if config.use_lora:
             from ehrsequencing.models.lora import apply_lora_from_config
 
             apply_lora_from_config(self)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> BEHRTModel:  # type: ignore[override]
+        """The encoder saved in a local folder, of the kind that its configuration names, in eval mode.
+
+        EhrError (exit 13) as ``BEHRTPreTrainedModel.from_pretrained``.
+        """
+        kind = cls
+        if (Path(folder) / "config.json").is_file():
+            with _quiet():
+                kind = encoder_class(BEHRTConfig.from_pretrained(str(folder), local_files_only=True))
+        return super(BEHRTModel, kind).from_pretrained(folder, **kwargs)
+
+    def _build(self, config: BEHRTConfig) -> None:
+        self.embeddings = BEHRTEmbeddings(config)
+        self._build_blocks(config)
+
+    def _build_blocks(self, config: BEHRTConfig) -> None:
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, batch: Batch) -> Float[Tensor, "B L H"]:
         """Hidden states; those of a patient do not depend on padding or on who else is in the batch.
@@ -269,6 +299,22 @@ class BEHRTModel(BEHRTPreTrainedModel):
         Under the block-causal mask those of a visit do not depend on any later one: on a CPU and in eval mode, to the
         bit.
         """
+        return self._attended(batch, self.embeddings)
+
+    def encoded(self, batch: Batch) -> Encoded:
+        """One pass over the batch, from which hidden states and pooled vectors are read."""
+        return EncodedTokens(self(batch), batch.mask, batch.visit)
+
+    def pooled(self, batch: Batch) -> Float[Tensor, "B F"]:
+        """The vector of each record: F = 3H."""
+        return self.encoded(batch).pooled()
+
+    def pooled_visits(self, batch: Batch) -> Float[Tensor, "B V F"]:
+        """The vector of each visit of each record, from visit 0 on: F = 3H."""
+        return self.encoded(batch).pooled_visits()
+
+    def _attended(self, batch: Batch, embed: Callable[[Batch], Tensor]) -> Float[Tensor, "B L H"]:
+        """What ``embed`` makes of the batch (widened, where its layout needs it), through the blocks."""
         width, causal = batch.mask.shape[1], self.config.attention == "block_causal"
         repeatable = causal and not self.training
         if causal:
@@ -279,7 +325,29 @@ class BEHRTModel(BEHRTPreTrainedModel):
         layout = layout.related(batch.mask, batch.visit, self.config.head_relations, block_causal=causal)
         channels = self.config.hidden_size // self.config.num_attention_heads
         turn = rotation(batch, channels, layout, block_causal=causal)
-        x = layout.pack(self.embeddings(batch))  # [1,T,H] where packed, else [B,L2,H]
+        x = layout.pack(embed(batch))  # [1,T,H] where packed, else [B,L2,H]
         for layer in self.layers:
             x = layer(x, layout, turn)
         return layout.unpack(self.norm(x))[:, :width]  # [B,L,H]
+
+
+def encoder_class(config: BEHRTConfig) -> type[BEHRTModel]:
+    """The class of the architecture that a configuration names; EhrError (exit 10) for an unknown one."""
+    module, _, name = architecture_of(config.architecture).home.partition(":")
+    return cast("type[BEHRTModel]", getattr(importlib.import_module(module), name))
+
+
+def make_encoder(config: BEHRTConfig) -> BEHRTModel:
+    """A new encoder of the architecture that its configuration names.
+
+    >>> type(make_encoder(BEHRTConfig.small(50, architecture="hierarchical"))).__name__
+    'HierarchicalBEHRT'
+    """
+    return encoder_class(config)(config)
+
+
+def _refuse_other_kind(kind: type[BEHRTModel], config: BEHRTConfig) -> None:
+    named = encoder_class(config)
+    if kind is not named:
+        what = f"{kind.__name__} was asked to build an encoder of architecture '{config.architecture}'"
+        raise EhrError(what, "BEHRTConfig.architecture", f"use {named.__name__}, or make_encoder", code=Exit.CONFIG)

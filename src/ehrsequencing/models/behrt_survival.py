@@ -13,10 +13,10 @@ from transformers import initialization as init
 
 from ehrsequencing.batches import Batch
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, BEHRTPreTrainedModel
+from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, BEHRTPreTrainedModel, make_encoder
 from ehrsequencing.models.configuration import BIDIRECTIONAL_LEAK
 from ehrsequencing.models.heads import HEADS, RESIDUAL_STD, HazardHead, ResidualHead
-from ehrsequencing.models.pooling import pool, pool_visits, whole_rows
+from ehrsequencing.models.pooling import whole_rows
 from ehrsequencing.models.strategies import (
     Strategy,
     apply_strategy,
@@ -27,7 +27,7 @@ from ehrsequencing.models.strategies import (
 
 
 class BEHRTForSurvival(BEHRTPreTrainedModel):
-    """A BEHRT encoder (``behrt``) and a hazard head (``hazard_head``).
+    """An encoder (``behrt``, of the architecture that the configuration names) and a hazard head (``hazard_head``).
 
     ``freeze_behrt`` and ``use_lora`` override the configuration's own; both true raise EhrError (exit 10). A frozen
     encoder stays in eval mode while the head trains, so its features are the same at every pass.
@@ -40,7 +40,7 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
     def __init__(self, config: BEHRTConfig, freeze_behrt: bool | None = None, use_lora: bool | None = None) -> None:
         config = _with_choice(config, freeze_behrt, use_lora)
         super().__init__(config)
-        self.behrt = BEHRTModel(config)
+        self.behrt = make_encoder(config)
         self.hazard_head = HEADS[config.head](config)
         self.post_init()
         apply_strategy(self, strategy_from_config(config))
@@ -63,10 +63,9 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
     def features(self, batch: Batch) -> Float[Tensor, "B *V F"]:
         """The pooled vector of each patient, or of each of its visits, before the head's standardiser: what a frozen
         encoder caches."""
-        hidden = self.behrt(batch)  # [B,L,H]
         if self.config.predict_at == "every_visit":
-            return pool_visits(hidden, batch.mask, batch.visit)
-        return pool(hidden, batch.mask)
+            return self.behrt.pooled_visits(batch)
+        return self.behrt.pooled(batch)
 
     def hazards(self, features: Float[Tensor, "n F"]) -> Float[Tensor, "n K *R"]:
         """The head over any number of pooled vectors; in eval mode each to the same bits whichever others there are."""

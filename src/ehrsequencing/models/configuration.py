@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.models.architectures import architecture_of
 from ehrsequencing.models.attention import RELATIONS
 
 SIZES: dict[str, dict[str, int]] = {
@@ -42,8 +43,9 @@ def _choose(known: tuple[str | None, ...]) -> str:
 class BEHRTConfig(PretrainedConfig):
     """Every hyper-parameter of the encoder and its heads; travels with the weights as config.json.
 
-    ``relations`` says what each attention head may read (``attention.RELATIONS``), repeated over the heads; empty: all
-    of the record, as encoders saved before there were relations. ``code_dropout`` is the mean share of a record's
+    ``architecture`` names the kind of encoder (``ARCHITECTURES``). ``relations`` says what each attention head may
+    read (``attention.RELATIONS``), repeated over the heads; empty: all of the record, as encoders saved before there
+    were relations. ``code_dropout`` is the mean share of a record's
     codes that are hidden from a pass in training. ``value_codes`` are the ids that carry numeric values (only they
     have a value vector). ``intermediate_size`` 0 means twice the hidden size. ``attention`` is the mask:
     ``bidirectional``, or ``block_causal`` (a token sees its own and earlier visits only). ``predict_at`` says where
@@ -59,6 +61,7 @@ class BEHRTConfig(PretrainedConfig):
     __no_type_check__ = True  # run-time checkers read the fields as the signature; from_dict passes more than those
 
     tie_word_embeddings: bool = True
+    architecture: str = "behrt"
     vocab_size: int = 1_004
     value_codes: list[int] | tuple[int, ...] = ()
     embedding_size: int = 64
@@ -118,10 +121,15 @@ class BEHRTConfig(PretrainedConfig):
                 )
         if self.predict_at == "every_visit" and self.attention != "block_causal":
             raise EhrError(BIDIRECTIONAL_LEAK, "BEHRTConfig.attention", LEAK_FIX, code=Exit.LEAKAGE)
+        kind = architecture_of(self.architecture)
         unknown = [name for name in self.relations if name not in RELATIONS]
         if unknown or len(self.relations) > self.num_attention_heads:
             what = f"unknown relation '{unknown[0]}'" if unknown else f"{len(self.relations)} relations for fewer heads"
             fix = f"choose of {', '.join(RELATIONS)}, at most one a head"
+            raise EhrError(what, "BEHRTConfig.relations", fix, code=Exit.CONFIG)
+        for name in set(self.relations) & set(kind.refused):
+            what = f"relation '{name}' under architecture '{self.architecture}': {kind.refused[name]}"
+            fix = f"choose of {', '.join(r for r in RELATIONS if r not in kind.refused)}"
             raise EhrError(what, "BEHRTConfig.relations", fix, code=Exit.CONFIG)
         if not 0 <= self.code_dropout < 1:
             what = f"expected a share below 1, found {self.code_dropout}"
@@ -153,7 +161,9 @@ class BEHRTConfig(PretrainedConfig):
         if size not in SIZES:
             raise EhrError(f"unknown model size '{size}'", "model.size", f"one of {', '.join(SIZES)}", code=Exit.CONFIG)
         settings: dict[str, Any] = {**SIZES[size], "vocab_size": vocab_size, **overrides}
-        return cls(**{"relations": HEAD_RELATIONS[: settings["num_attention_heads"]], **settings})
+        kind = architecture_of(settings.get("architecture", cls.architecture))
+        relations = kind.relations(HEAD_RELATIONS)
+        return cls(**{"relations": relations[: settings["num_attention_heads"]], **settings})
 
     @classmethod
     def small(cls, vocab_size: int, **overrides: Any) -> BEHRTConfig:

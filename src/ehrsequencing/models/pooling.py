@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -9,6 +12,22 @@ from torch.nn.functional import pad
 
 WHOLE_ROWS = 16
 """Matrix products over whole multiples of so many rows give a row the same bits however many rows there are."""
+
+
+class Encoded(ABC):
+    """B records after one pass of an encoder, and what can be read from it."""
+
+    @abstractmethod
+    def tokens(self) -> Float[Tensor, "B L H"]:
+        """The hidden state of each token; at padded places finite and meaningless."""
+
+    @abstractmethod
+    def pooled(self) -> Float[Tensor, "B F"]:
+        """One vector a record: F = 3H."""
+
+    @abstractmethod
+    def pooled_visits(self) -> Float[Tensor, "B V F"]:
+        """One vector a visit, none of which a later visit has a part in (under the block-causal mask): F = 3H."""
 
 
 def pool(hidden: Float[Tensor, "B L H"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B F"]:
@@ -48,3 +67,24 @@ def pool_visits(
 def whole_rows(x: Float[Tensor, "n F"]) -> Float[Tensor, "m F"]:
     """The rows, with rows of zeros to a whole multiple of WHOLE_ROWS."""
     return pad(x, (0, 0, 0, -len(x) % WHOLE_ROWS))
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedTokens(Encoded):
+    """Records whose tokens were attended one by one."""
+
+    hidden: Float[Tensor, "B L H"]
+    mask: Bool[Tensor, "B L"]
+    visit: Int[Tensor, "B L"]
+
+    def tokens(self) -> Float[Tensor, "B L H"]:
+        """As the encoder gave them."""
+        return self.hidden
+
+    def pooled(self) -> Float[Tensor, "B F"]:
+        """``pool`` over the tokens."""
+        return pool(self.hidden, self.mask)
+
+    def pooled_visits(self) -> Float[Tensor, "B V F"]:
+        """``pool_visits``."""
+        return pool_visits(self.hidden, self.mask, self.visit)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ehrsequencing.batches import Batch
-from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, BEHRTPreTrainedModel
+from ehrsequencing.models.behrt import BEHRTConfig, BEHRTPreTrainedModel, make_encoder
 from ehrsequencing.tokens import MASK, N_SPECIAL
 
 IGNORE = -100
@@ -69,7 +69,7 @@ class BEHRTForMaskedLM(BEHRTPreTrainedModel):
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)
-        self.behrt = BEHRTModel(config)
+        self.behrt = make_encoder(config)
         self.mlm_head = MLMHead(config)
         self.post_init()
 

@@ -256,6 +256,7 @@ OPTIONAL_INPUTS = {
     "embeddings.gap_projection.weight": "no time passed between any two visits",
     "lstm.weight_hh_l0": "no record had a visit",
     "value_embedding.weight": "no token carried a numeric value",
+    "visit_pool.score.weight": "no visit had two tokens",
 }
 """Tensors without a gradient when the data never bring their input: noted, not an error."""
 

@@ -81,6 +81,7 @@ def _facts(data: SurvivalData, fitted: FineTuned) -> dict[str, Any]:
     return {
         "strategy": fitted.strategy.name,
         "predict_at": fitted.model.config.predict_at,
+        "architecture": fitted.model.config.architecture,
         "attention": fitted.model.config.attention,
         "parameters": fitted.counts,
         "footprint": footprint(fitted.model),

@@ -76,7 +76,8 @@ def _learned(
 
 def tokens_per_second(store: TokenStore, study: StudyConfig, vocab_size: int, value_codes: tuple[int, ...]) -> float:
     """Tokens trained on in a second, by a few real steps on the study's own records."""
-    config = BEHRTConfig.of_size(study.model.size, vocab_size, value_codes=value_codes, attention=study.model.attention)
+    kind = {"architecture": study.model.architecture, "attention": study.model.attention}
+    config = BEHRTConfig.of_size(study.model.size, vocab_size, value_codes=value_codes, **kind)
     model = BEHRTForSurvival(config)
     rows = np.random.default_rng(0).permutation(len(store))[:256]
     parts = micro_batches(store, rows, TOKEN_BUDGET // 4)

@@ -88,6 +88,7 @@ def write_encoder(
     task: Path | None = None,
     epochs: int | None = None,
     size: str = "small",
+    architecture: str = "behrt",
     attention: str = "bidirectional",
     objectives: Sequence[str] = (),
     code_vectors: Path | None = None,
@@ -103,8 +104,8 @@ def write_encoder(
     given = {name: value for name, value in asked.items() if value is not None}
     pretraining = parse(PretrainConfig, given, "--objective, --epochs")
     vectors = None if code_vectors is None else str(code_vectors)
-    shape = {"size": size, "attention": attention, "code_vectors": vectors}
-    model = parse(ModelConfig, shape, "--size, --attention, --code-vectors")
+    shape = {"size": size, "architecture": architecture, "attention": attention, "code_vectors": vectors}
+    model = parse(ModelConfig, shape, "--size, --architecture, --attention, --code-vectors")
     with workplace(Path(out), ENCODER_MARKER, "pretrain") as place:
         encoder = pretrain(
             MedsDataset.open(meds),

@@ -17,7 +17,7 @@ from ehrsequencing.config import TOKEN_BUDGET, ModelConfig, PretrainConfig
 from ehrsequencing.errors import EhrError
 from ehrsequencing.models.behrt import BEHRTConfig
 from ehrsequencing.models.code_vectors import CodeVectors, start_from_vectors
-from ehrsequencing.models.pooling import pool, pool_visits
+from ehrsequencing.models.pooling import Encoded
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, mask_tokens
 from ehrsequencing.models.strategies import FootprintAudit, hold_still
 from ehrsequencing.tokens import N_SPECIAL, Tokenizer, TokenStore
@@ -135,24 +135,25 @@ class Mixture:
         own = None if moments is None else moments.take(np.flatnonzero(local[moments.row] >= 0))
         if not bool((targets != IGNORE).any()) and not own and not self.pooled:
             return None
-        hidden = self.model.behrt(shown)  # [B,L,H]
+        encoded = self.model.behrt.encoded(shown)
+        hidden = encoded.tokens()  # [B,L,H]
         days = days_ago(read, rows)  # [B,L]
-        pooled = self._pooled(hidden, batch) if self.pooled else None  # [B,F]
+        pooled = self._pooled(encoded, batch) if self.pooled else None  # [B,F]
         if own is None:
             return MicroBatch(batch, targets, hidden, days, pooled)
         at = torch.from_numpy(local[own.row])  # [Q]
         if self.training.causal:
-            vectors = pool_visits(hidden, batch.mask, batch.visit)[at, torch.from_numpy(own.visit)]  # [Q,F]
+            vectors = encoded.pooled_visits()[at, torch.from_numpy(own.visit)]  # [Q,F]
         else:
-            vectors = pool(hidden, batch.mask)[at]  # [Q,F]
+            vectors = encoded.pooled()[at]  # [Q,F]
         return MicroBatch(batch, targets, hidden, days, pooled, Future(whole, own, vectors))
 
-    def _pooled(self, hidden: Float[Tensor, "B L H"], batch: Batch) -> Float[Tensor, "B F"]:
+    def _pooled(self, encoded: Encoded, batch: Batch) -> Float[Tensor, "B F"]:
         """The vector of each record as fine-tuning reads it; under the block-causal mask that of its last visit."""
         if not self.training.causal:
-            return pool(hidden, batch.mask)
+            return encoded.pooled()
         rows = torch.arange(len(batch))
-        return pool_visits(hidden, batch.mask, batch.visit)[rows, batch.visit.amax(dim=1)]  # [B,F]
+        return encoded.pooled_visits()[rows, batch.visit.amax(dim=1)]  # [B,F]
 
     def idle(self) -> dict[str, str]:
         """Heads whose objective has not found a single thing to guess so far."""
@@ -232,6 +233,7 @@ def pretrain(
             value_codes=tokenizer.value_codes,
             dropout=size.dropout,
             attention=size.attention,
+            architecture=size.architecture,
         )
     )
     vectors = _given_vectors(model, tokenizer, store, size.code_vectors)
@@ -267,6 +269,7 @@ def _record(history: list[Epoch], objective: Mixture, store: TokenStore, tokeniz
     return {
         "objective": " + ".join(name.replace("-", " ") for name in objective.weights),
         "objectives": _told(objective, tokenizer),
+        "architecture": objective.model.config.architecture,
         "attention": objective.model.config.attention,
         "records_of": "training subjects only",
         "subjects": len(np.unique(store.subject_id)),
