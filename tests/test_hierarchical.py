@@ -25,10 +25,11 @@ from ehrsequencing.models.architectures import ARCHITECTURES
 from ehrsequencing.models.attention import Layout
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, make_encoder
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
+from ehrsequencing.models.footprint import FootprintAudit
 from ehrsequencing.models.forward import visit_logits
 from ehrsequencing.models.hierarchical import HierarchicalBEHRT, Timeline
 from ehrsequencing.models.lora import apply_lora_to_behrt, is_adapter, merge_lora
-from ehrsequencing.models.strategies import STRATEGIES, FootprintAudit
+from ehrsequencing.models.strategies import STRATEGIES
 from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.study import estimate, plan, run_study
 from ehrsequencing.study.assemble import make_bundle

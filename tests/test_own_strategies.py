@@ -12,9 +12,10 @@ from ehrsequencing.bundle import Bundle
 from ehrsequencing.cli import main
 from ehrsequencing.config import StrategyConfig, StudyConfig
 from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.models.footprint import count_parameters
 from ehrsequencing.models.lora import FEED_FORWARD, TARGETS, adapter_of
 from ehrsequencing.models.own_strategies import read_strategy
-from ehrsequencing.models.strategies import STRATEGIES, count_parameters
+from ehrsequencing.models.strategies import STRATEGIES
 from ehrsequencing.study import run_study
 from ehrsequencing.study.run import read_study
 from ehrsequencing.study.steps import changed_strategy

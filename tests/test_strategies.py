@@ -13,17 +13,11 @@ import ehrsequencing
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.behrt import BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
+from ehrsequencing.models.footprint import FootprintAudit, footprint
 from ehrsequencing.models.lora import apply_lora_to_behrt, is_adapter, merge_lora
 from ehrsequencing.models.losses import hybrid_loss
 from ehrsequencing.models.pretraining import BEHRTForMaskedLM, mask_tokens
-from ehrsequencing.models.strategies import (
-    STRATEGIES,
-    FootprintAudit,
-    Strategy,
-    apply_strategy,
-    find_strategy,
-    footprint,
-)
+from ehrsequencing.models.strategies import STRATEGIES, Strategy, apply_strategy, find_strategy
 from tiny_batches import random_batch, shake, tiny_config
 
 MLP_STRATEGIES = [name for name, s in STRATEGIES.items() if s.head != "linear"]

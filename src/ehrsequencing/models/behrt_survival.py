@@ -15,15 +15,10 @@ from ehrsequencing.batches import Batch
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, BEHRTPreTrainedModel, make_encoder
 from ehrsequencing.models.configuration import BIDIRECTIONAL_LEAK
+from ehrsequencing.models.footprint import count_parameters
 from ehrsequencing.models.heads import HEADS, RESIDUAL_STD, HazardHead, ResidualHead
 from ehrsequencing.models.pooling import whole_rows
-from ehrsequencing.models.strategies import (
-    Strategy,
-    apply_strategy,
-    count_parameters,
-    find_strategy,
-    strategy_from_config,
-)
+from ehrsequencing.models.strategies import Strategy, apply_strategy, find_strategy, strategy_from_config
 
 
 class BEHRTForSurvival(BEHRTPreTrainedModel):

@@ -1,17 +1,16 @@
-"""The strategies as data, what each one trains, and the audit that holds a run to it."""
+"""The strategies as data, and what each one trains."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from ehrsequencing.errors import EhrError, Exit, nearest
-from ehrsequencing.models.lora import TARGETS, AdapterSpec, adapter_of, apply_adapter, is_adapter, is_norm, tensor_bytes
+from ehrsequencing.models.lora import TARGETS, AdapterSpec, adapter_of, apply_adapter, is_adapter, is_norm
 
 Part = Literal["head", "lora", "embeddings", "norms", "encoder"]
 
@@ -229,98 +228,3 @@ def _is_trained(name: str, strategy: Strategy) -> bool:
 
 def _trained_parts(strategy: Strategy) -> frozenset[Part]:
     return strategy.trains | {"embeddings"} if "encoder" in strategy.trains else strategy.trains
-
-
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Trainable and total parameters, and how the trainable ones divide into encoder, lora and head."""
-    counts = {"trainable": 0, "total": 0, "encoder": 0, "lora": 0, "head": 0}
-    for name, parameter in model.named_parameters():
-        counts["total"] += parameter.numel()
-        if parameter.requires_grad:
-            counts["trainable"] += parameter.numel()
-            part = part_of(name)
-            counts[part if part in ("lora", "head") else "encoder"] += parameter.numel()
-    return counts
-
-
-def footprint(model: nn.Module) -> str:
-    """One line for people: what is about to be trained."""
-    n = count_parameters(model)
-    parts = ", ".join(f"{part} {n[part]:,}" for part in ("encoder", "lora", "head") if n[part])
-    share = n["trainable"] / max(n["total"], 1)
-    return f"Trainable: {n['trainable']:,} / {n['total']:,} parameters ({share:.1%}): {parts or 'none'}"
-
-
-OPTIONAL_INPUTS = {
-    "embeddings.age_projection.weight": "no age was known",
-    "embeddings.gap_projection.weight": "no time passed between any two visits",
-    "lstm.weight_hh_l0": "no record had a visit",
-    "value_embedding.weight": "no token carried a numeric value",
-    "visit_pool.score.weight": "no visit had two tokens",
-}
-"""Tensors without a gradient when the data never bring their input: noted, not an error."""
-
-
-@dataclass
-class FootprintAudit:
-    """Holds a training run to its strategy: what is trainable learns, what is frozen stays bit for bit.
-
-    Made just before training; ``observe`` after every backward; ``assert_after_epoch`` at the end of the first epoch.
-    """
-
-    model: nn.Module
-    notes: list[str] = field(default_factory=list)
-    excused: Callable[[], Mapping[str, str]] = dict
-    """Beginnings of names of tensors that the data gave nothing to learn from, and why, once the epoch is over."""
-
-    def __post_init__(self) -> None:
-        still = _frozen_tensors(self.model)
-        self._frozen = {name: _digest(tensor) for name, tensor in still.items()}
-        self._waiting = {name for name, p in self.model.named_parameters() if p.requires_grad}
-        self._steps = 0
-
-    def observe(self, model: nn.Module) -> None:
-        """Tick off the trainable tensors that have a gradient; cheap once all of them had one."""
-        self._steps += 1
-        if self._waiting:
-            parameters = dict(model.named_parameters())
-            self._waiting -= {name for name in self._waiting if _has_gradient(parameters[name])}
-
-    def state(self) -> dict[str, Any]:
-        """What it has seen so far, as plain data."""
-        return {"waiting": sorted(self._waiting), "steps": self._steps, "notes": self.notes}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state`` gave."""
-        self._waiting, self._steps, self.notes = set(state["waiting"]), state["steps"], list(state["notes"])
-
-    def assert_after_epoch(self, model: nn.Module) -> None:
-        """EhrError naming the trainable tensors that never had a gradient and the frozen ones that moved."""
-        unused = {name: why for name in self._waiting for tail, why in OPTIONAL_INPUTS.items() if name.endswith(tail)}
-        beginnings = self.excused()
-        unused |= {name: why for name in self._waiting for head, why in beginnings.items() if name.startswith(head)}
-        late = {name for name in self._waiting if self._steps < 2 and "lora_A" in name}  # B starts at 0
-        self.notes = [f"{name} had no gradient: {why}" for name, why in sorted(unused.items())]
-        idle = sorted(self._waiting - set(unused) - late)
-        now = dict(model.state_dict())
-        moved = sorted(name for name, digest in self._frozen.items() if digest != _digest(now[name]))
-        if idle or moved:
-            complaints = [f"trainable but without any gradient: {', '.join(idle)}"] if idle else []
-            complaints += [f"frozen but changed: {', '.join(moved)}"] if moved else []
-            fix = "apply the strategy again (apply_strategy) and build the optimiser after it"
-            raise EhrError("; ".join(complaints), "training footprint", fix, code=Exit.CONFIG)
-
-
-def _frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that are not trained, and the encoder's buffers (the head's standardiser is set, not trained)."""
-    trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
-    buffers = {name for name, _ in model.named_buffers() if not name.startswith("behrt.")}
-    return {name: t for name, t in model.state_dict().items() if name not in trained | buffers}
-
-
-def _digest(tensor: Tensor) -> bytes:
-    return hashlib.blake2b(tensor_bytes(tensor), digest_size=16).digest()
-
-
-def _has_gradient(parameter: nn.Parameter) -> bool:
-    return parameter.grad is not None and bool(parameter.grad.count_nonzero())

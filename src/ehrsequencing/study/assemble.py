@@ -12,7 +12,7 @@ from ehrsequencing.bundle import Bundle, Row
 from ehrsequencing.config import MIN_CELL, TRAIN, TUNING, TaskConfig
 from ehrsequencing.evaluation.recalibration import Recalibration
 from ehrsequencing.models.blend import choose_alpha
-from ehrsequencing.models.strategies import footprint
+from ehrsequencing.models.footprint import footprint
 from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.study.data import Prepared
 from ehrsequencing.training.finetune import FineTuned

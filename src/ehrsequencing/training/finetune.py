@@ -17,6 +17,7 @@ from ehrsequencing.config import TRAIN, TUNING, ModelConfig, OptimizerConfig
 from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.models.behrt import BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
+from ehrsequencing.models.footprint import FootprintAudit, footprint
 from ehrsequencing.models.forward import (
     encode,
     encode_visits,
@@ -26,7 +27,7 @@ from ehrsequencing.models.forward import (
     visit_logits,
 )
 from ehrsequencing.models.heads import LinearHead
-from ehrsequencing.models.strategies import FootprintAudit, Strategy, find_strategy, footprint
+from ehrsequencing.models.strategies import Strategy, find_strategy
 from ehrsequencing.models.wide import RidgeHazard, fit_ridge_hazard
 from ehrsequencing.nonparametric import for_outcome
 from ehrsequencing.training.checkpoints import calibrated_among_the_best

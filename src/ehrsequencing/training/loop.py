@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ehrsequencing.batches import epoch_batches
 from ehrsequencing.config import OptimizerConfig
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.models.strategies import FootprintAudit
+from ehrsequencing.models.footprint import FootprintAudit
 from ehrsequencing.progress import Progress, Tick, silent
 from ehrsequencing.training.pacing import EVEN, Pacing, hold_back, make_optimizer
 from ehrsequencing.training.resume import (

@@ -16,9 +16,10 @@ from torch import Tensor
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.config import ModelConfig
 from ehrsequencing.models.behrt import BEHRTModel
+from ehrsequencing.models.footprint import FootprintAudit, footprint
 from ehrsequencing.models.forward import encode
 from ehrsequencing.models.heads import LinearHead
-from ehrsequencing.models.strategies import FootprintAudit, Strategy, find_strategy, footprint
+from ehrsequencing.models.strategies import Strategy, find_strategy
 from ehrsequencing.training.finetune import (
     FineTuned,
     Start,

@@ -17,9 +17,10 @@ from ehrsequencing.config import TOKEN_BUDGET, ModelConfig, PretrainConfig
 from ehrsequencing.errors import EhrError
 from ehrsequencing.models.behrt import BEHRTConfig
 from ehrsequencing.models.code_vectors import CodeVectors, start_from_vectors
+from ehrsequencing.models.footprint import FootprintAudit
 from ehrsequencing.models.pooling import Encoded
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, mask_tokens
-from ehrsequencing.models.strategies import FootprintAudit, hold_still
+from ehrsequencing.models.strategies import hold_still
 from ehrsequencing.tokens import N_SPECIAL, Tokenizer, TokenStore
 from ehrsequencing.training.futures import Moments, cut_after
 from ehrsequencing.training.loop import Epoch, Progress, Schedule, silent, train

@@ -11,8 +11,8 @@ from jaxtyping import Float64
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.config import TRAIN, ModelConfig, OptimizerConfig
 from ehrsequencing.models.behrt import BEHRTConfig
+from ehrsequencing.models.footprint import FootprintAudit
 from ehrsequencing.models.lstm import VisitBatch, VisitLSTM, lstm_features, lstm_logits
-from ehrsequencing.models.strategies import FootprintAudit
 from ehrsequencing.training.loop import Epoch, Progress, Schedule, silent, train
 from ehrsequencing.training.objectives import SurvivalObjective
 from ehrsequencing.training.recipes import Recipe
