@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 import readme
 import torch
 from scipy.stats import spearmanr, t
+from torch import Tensor
 
 from ehrsequencing.cohort import build_cohort
 from ehrsequencing.config import TRAIN, TUNING, ModelConfig, PretrainConfig, SimulateConfig, load_task
@@ -30,6 +31,7 @@ from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.models import configuration
 from ehrsequencing.models.blend import blend
+from ehrsequencing.models.pooling import EncodedTokens, pool
 from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.nonparametric import for_outcome
 from ehrsequencing.study.assemble import choose_alpha_on_tuning
@@ -47,13 +49,27 @@ BOTH = {"masked-codes": 1.0, "record-summary": 1.0}
 
 @dataclass(frozen=True)
 class Trial:
-    """What differs from the default: the objectives, what the heads may read, or the encoder."""
+    """What differs from the default: the objectives, what the heads may read, the encoder, or what is pooled."""
 
     why: str
     objectives: dict[str, float] = field(default_factory=lambda: dict(BOTH))
     relations: tuple[str, ...] = configuration.HEAD_RELATIONS
     model: ModelConfig = ModelConfig()
     epochs: int = PretrainConfig().epochs
+    pooled: Callable[[EncodedTokens], Tensor] = EncodedTokens.pooled
+
+
+def last_visit(record: EncodedTokens) -> Tensor:
+    """[CLS], mean and maximum over the tokens of a record's last visit."""
+    last = record.mask & (record.visit == record.visit.amax(dim=1, keepdim=True))  # [B,L]
+    own = pool(record.hidden, last)  # [B,3H]
+    return torch.cat([record.hidden[:, 0], own[:, record.hidden.shape[-1] :]], dim=-1)
+
+
+def mean_alone(record: EncodedTokens) -> Tensor:
+    """The mean over a record's tokens, in the place of all three parts."""
+    width = record.hidden.shape[-1]
+    return pool(record.hidden, record.mask)[:, width : 2 * width].repeat(1, 3)
 
 
 TRIALS: Mapping[str, Trial] = {
@@ -65,6 +81,8 @@ TRIALS: Mapping[str, Trial] = {
     "and values": Trial("masked values, too", {**BOTH, "masked-values": 1.0}),
     "and next visit": Trial("the next visit, too", {**BOTH, "next-visit": 1.0}),
     "and time to event": Trial("time to event, too", {**BOTH, "time-to-event": 1.0}),
+    "last visit": Trial("[CLS], mean and maximum over the last visit alone", pooled=last_visit),
+    "mean alone": Trial("the mean over all tokens alone", pooled=mean_alone),
     "hierarchical": Trial("visits pooled by attention, a timeline over them", model=HIERARCHICAL),
     "hierarchical, 20 epochs": Trial("the same, about as many seconds", model=HIERARCHICAL, epochs=20),
 }
@@ -104,7 +122,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
     """One encoder, its frozen features, and their figures."""
     dataset, cohort, truth = world()
     trial = TRIALS[name]
-    configuration.HEAD_RELATIONS = trial.relations
+    configuration.HEAD_RELATIONS, EncodedTokens.pooled = trial.relations, trial.pooled
     config = PretrainConfig(objectives=trial.objectives, epochs=trial.epochs)
     encoder = pretrain(dataset, config, model=trial.model, input=cohort.task, seed=seed)
     prepared = prepare(dataset, cohort, encoder)

@@ -256,7 +256,8 @@ def _fit_by_loop(
     start = Start.of(model, data, cache) if isinstance(model.hazard_head, LinearHead) else None
     history = train(model, objective, schedule, title=strategy.name, progress=progress, audit=audit, choose=choose,
                     resume=resume)  # fmt: skip
-    notes = [*audit.notes, *objective.notes, *([] if start is None else start.keep_if_better(model, history))]
+    notes = [*audit.notes, *objective.notes, *schedule.pacing.held_to_the_end(len(history))]
+    notes += [] if start is None else start.keep_if_better(model, history)
     model.eval()
     if strategy.cached_features:
         logits = head_logits(model, cache.get(model, data)[_places(data)])

@@ -146,7 +146,8 @@ def _fit_jointly(
     progress(Tick(title, 0, recipe.epochs, footprint(joint)))
     schedule = schedule_of(strategy, recipe, seed, joint.any_view.config.num_hidden_layers)
     history = train(joint, objective, schedule, title=title, progress=progress, audit=audit, resume=resume)
-    common = [*audit.notes, *([] if start is None else start.keep_if_better(joint, history)), *_asides(recipe, datas)]
+    common = [*audit.notes, *schedule.pacing.held_to_the_end(len(history)), *_asides(recipe, datas)]
+    common += [] if start is None else start.keep_if_better(joint, history)
     joint.eval()
     features = encode(joint.any_view, shared.rows.tokens, np.arange(len(shared.rows)))  # [N, F]
     seconds = max(sum(epoch.seconds for epoch in history), time.perf_counter() - started)
