@@ -206,6 +206,14 @@ def death_log_hazard_of(events: Recorded, age: Float64[np.ndarray, " n"]) -> Flo
 def log_hazard(history: pl.DataFrame, rows: pl.DataFrame) -> Float64[np.ndarray, " n"]:
     """The log hazard of any records written in the simulator's codes: the formula itself, for counterfactuals.
 
+    Args, as ``log_hazard_terms``.
+    """
+    return np.sum(list(log_hazard_terms(history, rows).values()), axis=0)
+
+
+def log_hazard_terms(history: pl.DataFrame, rows: pl.DataFrame) -> dict[str, Float64[np.ndarray, " n"]]:
+    """Each term of the log hazard of records by name (``terms``); their sum is ``log_hazard``.
+
     Args:
         history: subject_id, prediction_time, time (null = static), code, numeric_value, nothing after prediction_time.
         rows: subject_id, prediction_time; the result follows this order.
@@ -220,4 +228,4 @@ def log_hazard(history: pl.DataFrame, rows: pl.DataFrame) -> Float64[np.ndarray,
     value = history["numeric_value"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
     events = Recorded(rows.height, history["patient"].to_numpy(), days_ago, code, value, ids)
     male = events.count(events.having(v.MALE)) > 0
-    return log_hazard_of(events, events.first(BIRTH) / DAYS_PER_YEAR, male)
+    return terms(events, events.first(BIRTH) / DAYS_PER_YEAR, male)
