@@ -63,7 +63,9 @@ def pretrain(
     task: Annotated[Path | None, typer.Option(help="a TASK.yaml whose input rules the records obey")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="passes over the training records")] = None,
     size: Annotated[str, typer.Option(help="small, medium, large or base")] = "small",
-    architecture: Annotated[str, typer.Option(help="behrt, or hierarchical: cheaper where visits are long")] = "behrt",
+    architecture: Annotated[
+        str | None, typer.Option(help="hierarchical (the default: attends to visits), or behrt: attends to all tokens")
+    ] = None,
     attention: Annotated[
         str, typer.Option(help="bidirectional, or block_causal for predictions at every visit")
     ] = "bidirectional",

@@ -37,8 +37,8 @@ class ModelConfig(Strict):
 
     size: Literal["small", "medium", "large", "base"] = Field(default="small", description="widths and layers by name")
     architecture: Literal["behrt", "hierarchical"] = Field(
-        default="behrt",
-        description="behrt attends to all tokens; hierarchical pools each visit by attention and attends to visits",
+        default="hierarchical",
+        description="hierarchical pools each visit by attention and attends to visits; behrt attends to all tokens",
     )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="share of activations dropped in training")
     code_dropout: float = Field(

@@ -88,7 +88,7 @@ def write_encoder(
     task: Path | None = None,
     epochs: int | None = None,
     size: str = "small",
-    architecture: str = "behrt",
+    architecture: str | None = None,
     attention: str = "bidirectional",
     objectives: Sequence[str] = (),
     code_vectors: Path | None = None,
@@ -105,6 +105,7 @@ def write_encoder(
     pretraining = parse(PretrainConfig, given, "--objective, --epochs")
     vectors = None if code_vectors is None else str(code_vectors)
     shape = {"size": size, "architecture": architecture, "attention": attention, "code_vectors": vectors}
+    shape = {name: value for name, value in shape.items() if value is not None}
     model = parse(ModelConfig, shape, "--size, --architecture, --attention, --code-vectors")
     with workplace(Path(out), ENCODER_MARKER, "pretrain") as place:
         encoder = pretrain(
