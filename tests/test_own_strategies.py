@@ -13,7 +13,7 @@ from ehrsequencing.cli import main
 from ehrsequencing.config import StrategyConfig, StudyConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.footprint import count_parameters
-from ehrsequencing.models.lora import FEED_FORWARD, TARGETS, adapter_of
+from ehrsequencing.models.lora import FEED_FORWARD, TARGETS, adapter_of, is_norm
 from ehrsequencing.models.own_strategies import read_strategy
 from ehrsequencing.models.strategies import STRATEGIES
 from ehrsequencing.study import run_study
@@ -38,15 +38,9 @@ def test_settings_reach_the_adapter_and_what_is_trained(data, encoder, recipe):
     found = adapter_of(fitted.model.behrt)
     assert (found.rank, found.alpha, found.dora) == (4, 8, True)
     assert set(found.targets) == {*TARGETS, *FEED_FORWARD}
-    before = encoder.model.state_dict()
-    moved = {
-        name.replace(".base_layer", "").removeprefix("behrt.")
-        for name, value in fitted.model.named_parameters()
-        if name.startswith("behrt.") and "lora_" not in name
-        and not np.array_equal(value.detach(), before[name.replace(".base_layer", "").removeprefix("behrt.")])
-    }  # fmt: skip
-    assert moved
-    assert all("norm" in name for name in moved)
+    beside = {name for name, p in fitted.model.behrt.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert beside == {name for name, _ in fitted.model.behrt.named_parameters() if is_norm(name)}
+    assert fitted.model.behrt.config.lora_train_norms
     assert fitted.counts["lora"] > count_parameters(finetune(data, "lora-8", recipe, encoder.model).model)["lora"] / 4
 
 

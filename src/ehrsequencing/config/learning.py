@@ -67,7 +67,7 @@ PretrainingObjectiveName = Literal["masked-codes", "masked-values", "next-visit"
 class PretrainConfig(Strict):
     """What the encoder learns before any outcome is shown to it: a mix of objectives, trained jointly."""
 
-    epochs: int = Field(default=10, ge=1, description="passes over the records")
+    epochs: int = Field(default=20, ge=1, description="passes over the records")
     batch_size: int = Field(default=16, ge=1, description="records a step")
     objectives: dict[PretrainingObjectiveName, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default={"masked-codes": 1.0, "record-summary": 1.0},
