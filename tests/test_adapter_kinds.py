@@ -108,7 +108,7 @@ def test_another_kind_of_adapter_is_refused():
 
 def test_an_unknown_layer_is_named_and_the_encoder_is_as_it_was():
     behrt = encoder()
-    with pytest.raises(EhrError, match="no layer named w_proj") as error:
+    with pytest.raises(EhrError, match="is named 'w_proj'") as error:
         apply_lora_to_behrt(behrt, 4, 8, targets=["w_proj"])
     assert error.value.code == Exit.CONFIG
     assert behrt.config.to_dict() == encoder().config.to_dict()

@@ -10,6 +10,8 @@ import torch
 from scipy.optimize import approx_fprime
 
 from ehrsequencing.batches import Targets
+from ehrsequencing.models.behrt import BEHRTModel
+from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.heads import HEADS, LinearHead
 from ehrsequencing.models.strategies import STRATEGIES
 from ehrsequencing.models.wide import RidgeHazard, _loss, _Plan, fit_ridge_hazard, mean_nll
@@ -69,20 +71,40 @@ def test_per_bin_weights_find_what_proportional_ones_cannot():
     assert mean_nll(own.logits(x_tune), targets_tune) < mean_nll(shared.logits(x_tune), targets_tune) - 0.05
 
 
-def test_under_a_strong_penalty_departures_vanish_before_what_is_shared():
-    x, targets = crossing(1_000, 2)
-    fit = fit_ridge_hazard(x, targets, x, targets, [0.3], n_bins=3, per_bin=True)
-    departures = fit.weight - fit.weight.mean(axis=1, keepdims=True)
-    assert np.abs(departures[1]).max() < 0.5 * np.abs(fit.weight[1]).mean()
+def test_where_hazards_are_proportional_tuning_gives_the_shared_weights_back():
+    rng = np.random.default_rng(5)
+
+    def proportional(n):
+        x = rng.normal(size=(n, 8))
+        logits = np.array([-2.0, -1.5, -1.0]) + 0.5 * x[:, :1]
+        at_edges = np.concatenate([np.zeros((n, 1)), np.cumsum(np.logaddexp(0, logits), axis=1)], axis=1)
+        drawn = rng.exponential(size=n)
+        death = np.array([np.interp(u, h, GRID.edges, right=np.inf) for u, h in zip(drawn, at_edges, strict=True)])
+        return x, Targets.of(np.minimum(death, GRID.tau), (death <= GRID.tau).astype(np.int64), GRID)
+
+    (x, targets), (x_tune, targets_tune) = proportional(400), proportional(1_500)
+    shared = fit_ridge_hazard(x, targets, x_tune, targets_tune, n_bins=3)
+    own = fit_ridge_hazard(x, targets, x_tune, targets_tune, n_bins=3, per_bin=True)
+    assert own.weight.shape == (8, 3)
+    assert mean_nll(own.logits(x_tune), targets_tune) < mean_nll(shared.logits(x_tune), targets_tune) + 1e-3
 
 
+def test_a_residual_head_of_before_there_was_a_choice_keeps_its_shapes():
+    """Its linear part was shared by the bins and its MLP was not; its configuration says nothing of it."""
+    head = HEADS["residual"](tiny_config(head="residual"))
+    assert head.weight.shape == (96,)
+    assert head.hazard.weight.shape == (6, 10)
+    assert BEHRTForSurvival.from_encoder(BEHRTModel(tiny_config()), strategy="lora").config.hazards == "proportional"
+
+
+@pytest.mark.parametrize("freedom", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("causes", [1, 2])
-def test_the_gradient_of_the_per_bin_loss_is_that_of_its_values(causes):
+def test_the_gradient_of_the_per_bin_loss_is_that_of_its_values(causes, freedom):
     x, targets = crossing(60, 3)
     targets = Targets(
         targets.duration, targets.event * torch.randint(1, causes + 1, (60,)), targets.bin, targets.fraction
     )
-    loss = _loss(x, targets, _Plan((1.0,), (2,), 3, causes, per_bin=True))
+    loss = _loss(x, targets, _Plan((1.0,), ((2, freedom),), 3, causes, per_bin=True), freedom)
     point = np.random.default_rng(0).normal(size=(2 * 4 + 3) * causes) * 0.3
     value, gradient = loss(point)
     assert np.isfinite(value)
@@ -108,4 +130,5 @@ def test_every_strategy_takes_either_kind(data, encoder, recipe, name):
         assert fitted.model.config.head_hazards == hazards
         if name == "frozen-ridge":
             said = fitted.logits - fitted.logits[:1]
-            assert (np.abs(said - said[:, :1]).max() < 1e-4) == (hazards == "proportional")
+            assert np.abs(said - said[:, :1]).max() < 1e-4 or hazards == "per_bin"
+            assert fitted.model.hazard_head.weight.ndim == (1 if hazards == "proportional" else 2)

@@ -145,7 +145,7 @@ def test_impossible_settings_are_refused(settings):
 
 
 def test_targets_that_do_not_exist_are_refused():
-    with pytest.raises(EhrError, match="injected") as error:
+    with pytest.raises(EhrError, match="no layer of a block is named 'qkv'") as error:
         apply_lora_to_behrt(pretrained(), targets=("qkv",))
     assert error.value.code == Exit.CONFIG
 
@@ -345,3 +345,12 @@ def test_embeddings_trained_beside_an_adapter_are_no_common_base(tmp_path):
     model.behrt.config.lora_train_embeddings = True
     with pytest.raises(EhrError, match="load its encoder again"):
         switch_adapter(model, tmp_path / "plain.safetensors")
+
+
+def test_an_adapter_trained_under_another_mask_is_refused(tmp_path):
+    torch.manual_seed(0)
+    asked = BEHRTForSurvival.from_encoder(pretrained(), strategy="lora", attention="block_causal")
+    save_adapter(asked, tmp_path / "asked.safetensors")
+    with pytest.raises(EhrError, match="another attention") as caught:
+        switch_adapter(adapted(), tmp_path / "asked.safetensors")
+    assert caught.value.code == Exit.BUNDLE

@@ -104,6 +104,11 @@ def test_settings_from_the_command_line_are_read_as_yaml():
         ("lora", "lora_rank=0", Exit.CONFIG),
         ("lora", "lora_rank=[", Exit.USAGE),
         ("lora", "learning_rate=-1", Exit.CONFIG),
+        ("lora", "lora_rank=", Exit.USAGE),
+        ("lora", "lora_targets=[q_proj, kproj]", Exit.CONFIG),
+        ("lora", "lora_targets=[]", Exit.CONFIG),
+        ("lora", "lora_targets=code_embedding", Exit.CONFIG),
+        ("lora", "learning_rates=[0.001, 0.001]", Exit.CONFIG),
     ],
 )
 def test_a_slip_on_the_command_line_says_so(name, setting, code):
@@ -186,11 +191,35 @@ def test_merge_leaves_a_plain_bundle_that_predicts_the_same(finished, tmp_path):
     assert ehrseq("merge", folder, tmp_path / "merged") == 0
     merged, dataset = Bundle.load(tmp_path / "merged"), MedsDataset.open(finished / "meds")
     assert adapter_of(merged.model.behrt) is None
+    assert merged.facts["parameters"]["total"] == sum(p.numel() for p in merged.model.parameters())
     assert (tmp_path / "merged" / "model").is_dir()
     for row in merged.rows:
         before, after = predict(Bundle.load(folder), dataset, row=row), predict(merged, dataset, row=row)
         assert np.allclose(before.survival, after.survival, atol=1e-5)
     assert ehrseq("merge", tmp_path / "merged", tmp_path / "twice") == Exit.BUNDLE
+
+
+def test_bundles_of_another_split_or_given_twice_are_refused(finished, tmp_path):
+    models = finished / "models"
+    words = ("predict", models / "lora-ff-0", finished / "meds", tmp_path / "p.parquet", "--also")
+    assert ehrseq(*words, models / "lora-ff-0") == Exit.USAGE
+    other = Bundle.load(models / "lora-ff-1")
+    other.facts["fold"] = "-fold1"
+    other.save(tmp_path / "other")
+    assert ehrseq(*words, tmp_path / "other") == Exit.BUNDLE
+    assert ehrseq(*words, models / "lora-ff-1", "--row", "lora-ff") == 0
+
+
+def test_merge_never_writes_over_its_input(finished):
+    folder = finished / "models" / "lora-ff-0"
+    assert ehrseq("merge", folder, folder) == Exit.ENVIRONMENT
+    assert ehrseq("merge", folder, folder / "sub") == Exit.ENVIRONMENT
+    assert adapter_of(Bundle.load(folder).model.behrt) is not None
+
+
+def test_a_mean_of_seeds_is_a_kind_of_its_own(finished):
+    """It is never set against a control of single seeds."""
+    assert rows_of(finished)["lora-ff-ensemble"]["kind"] == "ensemble"
 
 
 def test_merge_refuses_a_bundle_without_adapters(finished, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ehrsequencing.config import OptimizerConfig
+from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.strategies import STRATEGIES
 from ehrsequencing.training.finetune import finetune
@@ -114,3 +115,31 @@ def test_gradual_unfreezing_goes_on_after_a_kill_to_the_same_bytes(data, encoder
     assert stopped
     assert np.array_equal(again.logits, whole.logits)
     assert [epoch.train_loss for epoch in again.history] == [epoch.train_loss for epoch in whole.history]
+
+
+def test_a_rate_that_diverges_is_left_out_with_a_note(data, encoder, recipe):
+    grid = replace(STRATEGIES["lora"], learning_rates=(1e30, 1e-3))
+    fitted = finetune(data, grid, recipe, encoder.model)
+    alone = finetune(data, "lora", recipe, encoder.model)
+    assert np.array_equal(fitted.logits, alone.logits)
+    assert any("left out" in note for note in fitted.notes)
+    with pytest.raises(EhrError, match="loss became"):
+        finetune(data, replace(grid, learning_rates=(1e30, 1e31)), recipe, encoder.model)
+
+
+def test_layers_that_would_never_move_are_refused_or_told(data, encoder, recipe):
+    with pytest.raises(EhrError, match="before any layer moves") as caught:
+        finetune(data, replace(STRATEGIES["full"], unfreeze_every=2), recipe, encoder.model)
+    assert caught.value.code == Exit.CONFIG
+    fitted = finetune(data, replace(STRATEGIES["full"], unfreeze_every=1), recipe, encoder.model)
+    assert "of the encoder 1 of 3 layers moved within 2 epochs, not the embeddings" in fitted.notes
+
+
+def test_other_settings_of_an_adapter_do_not_go_on_from_a_kept_state(data, encoder, recipe, tmp_path):
+    def fit(alpha, resume=None):
+        strategy = replace(STRATEGIES["lora"], lora_alpha=alpha, head="mlp", hazards=None)
+        return finetune(data, strategy, recipe, encoder.model, resume=resume).logits
+
+    first = fit(32, Resume(tmp_path / "loop"))
+    assert np.array_equal(fit(32, Resume(tmp_path / "loop")), first)
+    assert np.array_equal(fit(320, Resume(tmp_path / "loop")), fit(320))

@@ -111,18 +111,26 @@ def to_predictions(
     )
 
 
-def predict_together(bundles: Sequence[Bundle], dataset: MedsDataset, *, labels: Path | None = None) -> Predictions:
-    """The mean of several bundles' hazards, each by its default row: of one task, fitted with different seeds.
+def predict_together(
+    bundles: Sequence[Bundle], dataset: MedsDataset, *, labels: Path | None = None, row: str | None = None
+) -> Predictions:
+    """The mean of several bundles' hazards: of one task and one split, fitted with different seeds.
+
+    Args:
+        row: which row of every bundle; None is each one's default.
 
     Raises:
-        EhrError: bundles of another task, or with another horizon (exit 13).
+        EhrError: bundles of another task, division of the patients, or horizon (exit 13).
     """
     first = bundles[0]
     for other in bundles[1:]:
         if other.task != first.task:
             what = f"expected bundles of one task, found '{first.task.name}' and another '{other.task.name}'"
             raise EhrError(what, "--also", "average bundles of the same TASK.yaml", code=Exit.BUNDLE)
-    each = [predict(bundle, dataset, labels=labels) for bundle in bundles]
+        if any(other.facts.get(name) != first.facts.get(name) for name in ("split", "fold")):
+            what = "the bundles divide patients differently: one has learned from whom another holds out"
+            raise EhrError(what, "--also", "average bundles of one split", code=Exit.BUNDLE)
+    each = [predict(bundle, dataset, labels=labels, row=row) for bundle in bundles]
     return ensemble(each, f"mean of {len(bundles)} ({each[0].model})")
 
 
@@ -159,16 +167,16 @@ def predict_to_file(
 ) -> PredictionsFile:
     """``ehrseq predict``: writes the predictions file, of one bundle or the mean of several, and says what it holds."""
     _refuse_precious(Path(out), (Path(bundle), *map(Path, also), Path(meds)))
-    if also and row is not None:
-        fix = "leave --row out: every bundle answers by its default row"
-        raise EhrError("--row goes with one bundle", "--also", fix, code=Exit.USAGE)
+    if len({Path(place).resolve() for place in (bundle, *also)}) <= len(also):
+        raise EhrError("a bundle is given twice", "--also", "name each bundle once", code=Exit.USAGE)
     loaded, dataset = Bundle.load(bundle), MedsDataset.open(meds)
     if also:
-        predictions = predict_together([loaded, *map(Bundle.load, also)], dataset, labels=labels)
+        predictions = predict_together([loaded, *map(Bundle.load, also)], dataset, labels=labels, row=row)
     else:
         predictions = predict(loaded, dataset, labels=labels, row=row)
     predictions.write(out)
-    others = tuple(name for name in loaded.rows if name != predictions.model)
+    used = loaded.row(row)[0]
+    others = tuple(name for name in loaded.rows if name != used)
     return PredictionsFile(Path(out), len(predictions), predictions.model, loaded.grid.tau, others)
 
 

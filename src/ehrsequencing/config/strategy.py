@@ -15,7 +15,10 @@ class StrategyConfig(Strict):
     """A named strategy, ``like``, with what is set here changed (`ehrseq finetune --set`, or a study's entry)."""
 
     name: str = Field(
-        min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$", description="of its own: letters, digits, `_ . -`"
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="of its own: letters, digits, `_ . -`",
     )
     like: str = Field(description="the strategy that it changes, by name")
     lora_rank: int | None = Field(default=None, ge=1, description="rank of the adapters")
@@ -51,6 +54,21 @@ class StrategyConfig(Strict):
         if self.learning_rate is not None and self.learning_rates is not None:
             raise ValueError("give learning_rate or learning_rates, not both")
         return self
+
+    @model_validator(mode="after")
+    def _distinct_rates(self) -> StrategyConfig:
+        if self.learning_rates is not None and len(set(self.learning_rates)) < len(self.learning_rates):
+            raise ValueError("learning_rates names the same twice")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_a_list(cls, data: Any) -> Any:
+        """``train_beside: norms`` and ``learning_rates: 0.001`` are lists of one."""
+        lists = ("train_beside", "learning_rates")
+        if not isinstance(data, dict):
+            return data
+        return {k: [v] if k in lists and isinstance(v, str | int | float) else v for k, v in data.items()}
 
     @property
     def changes(self) -> dict[str, Any]:

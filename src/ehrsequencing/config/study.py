@@ -131,7 +131,7 @@ class StudyConfig(Strict):
     def _distinct(self) -> StudyConfig:
         own = [each if isinstance(each, str) else each.name for each in self.strategies]
         for name, given in (("strategies", own), ("baselines", self.baselines), ("seeds", self.seeds)):
-            if len(set(given)) < len(given):
+            if len({str(each).lower() for each in given}) < len(given):
                 raise ValueError(f"{name} names the same twice")
         if not self.strategies and not self.baselines:
             raise ValueError("name at least one strategy or baseline")

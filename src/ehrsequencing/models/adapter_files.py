@@ -31,6 +31,8 @@ from ehrsequencing.models.lora import (
 
 HEAD_SETTINGS = ("head", "hazards", "head_hidden", "head_dropout", "n_bins", "n_causes")
 """Of a model's configuration: what its head is rebuilt from."""
+READING_SETTINGS = ("architecture", "attention", "relations", "predict_at")
+"""Of a model's configuration: how records are read, which no weight tells."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class AdapterFile:
     Attributes:
         base: digest of the base that it was trained over, without what it brings itself.
         head: settings of its hazard head (``HEAD_SETTINGS``); empty in files of before there were any.
+        reading: how records were read in training (``READING_SETTINGS``).
     """
 
     path: Path
@@ -49,6 +52,7 @@ class AdapterFile:
     base: str
     tensors: Mapping[str, Tensor]
     head: Mapping[str, Any]
+    reading: Mapping[str, Any]
 
     def refuse_misfit(self, model: nn.Module) -> None:
         """EhrError (exit 13) where ``model`` has another base, or the file lacks, misshapes or adds a tensor."""
@@ -91,6 +95,7 @@ def save_adapter(model: nn.Module, path: str | Path) -> None:
         "train_norms": beside[1],
         "base": base_digest(behrt, *beside),
         "head": {name: getattr(config, name) for name in HEAD_SETTINGS},
+        "reading": _reading(config),
     }
     with staged_file(path) as draft:
         save_file(tensors, draft, metadata={"adapter": json.dumps(record)})
@@ -129,6 +134,10 @@ def switch_adapter(model: nn.Module, path: str | Path) -> nn.Module:
         raise _misfit(path, "it does not say which head it was trained with")
     if file.base != base_digest(behrt, file.train_embeddings, file.train_norms):
         raise _misfit(path, "it was trained over another base encoder")
+    mine = _reading(behrt.config)
+    differing = [name for name in READING_SETTINGS if file.reading.get(name) != mine[name]]
+    if differing:
+        raise _misfit(path, f"it was trained under another {' and '.join(differing)}")
     other: Any = copy.deepcopy(model)
     drop_adapter(other.behrt)
     for name, value in file.head.items():
@@ -150,7 +159,8 @@ def _read(path: Path) -> AdapterFile:
         settings = {item.name: record[item.name] for item in fields(AdapterSpec) if item.name in record}
         spec = AdapterSpec(**{**settings, "targets": tuple(settings["targets"])})
         beside = bool(record["train_embeddings"]), bool(record.get("train_norms", False))
-        return AdapterFile(path, spec, *beside, record["base"], tensors, dict(record.get("head", {})))
+        head, reading = (dict(record.get(part, {})) for part in ("head", "reading"))
+        return AdapterFile(path, spec, *beside, record["base"], tensors, head, reading)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _misfit(path, f"it cannot be read: {error}") from error
 
@@ -163,6 +173,11 @@ def base_digest(behrt: nn.Module, without_embeddings: bool = False, without_norm
             digest.update(name.encode())
             digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def _reading(config: Any) -> dict[str, Any]:
+    found = {name: getattr(config, name) for name in READING_SETTINGS}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def _travels(name: str, embeddings: bool, norms: bool) -> bool:

@@ -110,7 +110,14 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
             raise EhrError("the encoder carries an adapter", "encoder", "merge it first (merge_lora)", code=Exit.BUNDLE)
         head = "mlp" if chosen.head == "best" else chosen.head
         mask = _chosen_mask(source.config.attention, predict_at, attention)
-        plain = {"freeze_behrt": False, "use_lora": False, "head": head, "predict_at": predict_at, "attention": mask}
+        plain = {
+            "freeze_behrt": False,
+            "use_lora": False,
+            "head": head,
+            "hazards": chosen.hazards,
+            "predict_at": predict_at,
+            "attention": mask,
+        }
         settings = {**source.config.to_dict(), **plain, **overrides}
         model = cls(BEHRTConfig.from_dict(settings))
         if chosen.encoder == "pretrained":

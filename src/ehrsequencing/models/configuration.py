@@ -25,9 +25,9 @@ SIZES: dict[str, dict[str, int]] = {
 
 HEAD_RELATIONS = ("record", "past", "visit", "past")
 """What the heads of a new encoder read, in turn."""
-HEAD_HAZARDS = {"mlp": "per_bin", "linear": "proportional", "residual": "proportional"}
+HEAD_HAZARDS = {"mlp": "per_bin", "linear": "proportional", "residual": "mixed"}
 """The heads, and whether the bins share what the features say unless a model says otherwise."""
-HAZARDS = ("proportional", "per_bin")
+HAZARDS = ("proportional", "per_bin", "mixed")
 ATTENTIONS = ("bidirectional", "block_causal")
 BIDIRECTIONAL_LEAK = (
     "hazards at every visit under a bidirectional mask: each visit would be predicted from vectors that have read the "
@@ -50,7 +50,8 @@ class BEHRTConfig(PretrainedConfig):
     have a value vector). ``intermediate_size`` 0 means twice the hidden size. ``attention`` is the mask:
     ``bidirectional``, or ``block_causal`` (a token sees its own and earlier visits only). ``predict_at`` says where
     hazards are given: at the ``index`` (one a record) or at ``every_visit``. ``hazards`` are ``proportional`` (all bins
-    share what the features say) or ``per_bin``; None: as the head has them (``head_hazards``). ``freeze_behrt``,
+    share what the features say) or ``per_bin``; None: as the head had them before there was a choice
+    (``head_hazards``; the residual head's were ``mixed``: the linear part shared, the MLP per bin). ``freeze_behrt``,
     ``use_lora`` and ``lora_*`` record the strategy, so that a saved model is rebuilt as it was trained.
 
     >>> BEHRTConfig.small(vocab_size=1_004).hidden_size

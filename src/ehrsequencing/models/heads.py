@@ -23,11 +23,11 @@ MIN_STD = 1e-6
 """A pooled feature that varies less than this on the training rows is centred only."""
 
 
-def _shapes(config: BEHRTConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of one patient's logits, (K, *R), and of what the features say of them: the same, or (1, *R)."""
+def _shapes(config: BEHRTConfig, *kinds: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of one patient's logits, (K, *R), and of what the features say of them: the same under ``kinds``, or (1, *R)."""
     causes = () if config.n_causes == 1 else (config.n_causes,)
     logits = (config.n_bins, *causes)
-    return logits, logits if config.head_hazards == "per_bin" else (1, *causes)
+    return logits, logits if config.head_hazards in kinds else (1, *causes)
 
 
 class StandardisedHead(nn.Module):
@@ -57,7 +57,7 @@ class HazardHead(StandardisedHead):
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)
-        self.shape, self.said = _shapes(config)
+        self.shape, self.said = _shapes(config, "per_bin")
         self.dense = nn.Linear(len(self.mean), config.head_hidden)
         self.norm = nn.LayerNorm(config.head_hidden)
         self.activation, self.dropout = nn.GELU(), nn.Dropout(config.head_dropout)
@@ -85,7 +85,7 @@ class LinearHead(StandardisedHead):
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)
-        self.shape, said = _shapes(config)
+        self.shape, said = _shapes(config, "per_bin")
         self.per_bin = said == self.shape
         self.weight = nn.Parameter(torch.zeros(len(self.mean), *(said if self.per_bin else said[1:])))
         self.bias = nn.Parameter(torch.zeros(self.shape))
@@ -125,7 +125,7 @@ class ResidualHead(LinearHead):
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)
-        self.said = _shapes(config)[1]
+        self.said = _shapes(config, "per_bin", "mixed")[1]
         self.dense = nn.Linear(len(self.mean), config.head_hidden)
         self.norm = nn.LayerNorm(config.head_hidden)
         self.activation, self.dropout = nn.GELU(), nn.Dropout(config.head_dropout)

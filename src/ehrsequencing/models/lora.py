@@ -94,12 +94,21 @@ class AdapterSpec:
 def layers_named(targets: str | Sequence[str]) -> tuple[str, ...]:
     """The layers that a group's name, or a list of layers, means.
 
-    >>> layers_named("feed_forward"), layers_named(["q_proj", "v_proj"])
-    (('feed_in', 'feed_out'), ('q_proj', 'v_proj'))
+    >>> layers_named("feed_forward"), layers_named(["q_proj", "feed_forward"])
+    (('feed_in', 'feed_out'), ('q_proj', 'feed_in', 'feed_out'))
+
+    Raises:
+        EhrError: exit 10 for a name that no block has, or for none.
     """
-    if not isinstance(targets, str):
-        return tuple(targets)
-    return TARGET_GROUPS.get(targets, (targets,))
+    given = [targets] if isinstance(targets, str) else list(targets)
+    layers = tuple(dict.fromkeys(layer for name in given for layer in TARGET_GROUPS.get(name, (name,))))
+    known = TARGET_GROUPS["attention+feed_forward"]
+    unknown = [name for name in layers if name not in known]
+    if unknown or not layers:
+        what = f"no layer of a block is named '{unknown[0]}'" if unknown else "no layer is named"
+        fix = f"name any of {', '.join((*TARGET_GROUPS, *known))}"
+        raise EhrError(what, "lora_targets", fix, code=Exit.CONFIG)
+    return layers
 
 
 def is_adapter(name: str) -> bool:

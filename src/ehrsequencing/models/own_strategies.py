@@ -27,7 +27,7 @@ def read_strategy(given: str | StrategyConfig, where: str = "strategy") -> Strat
         return find_strategy(given)
     where = f"{where} '{given.name}'"
     base, changes = find_strategy(given.like), given.changes
-    if given.name in STRATEGIES:
+    if given.name.lower() in STRATEGIES:
         raise EhrError("the name is a built-in strategy's", where, "choose another name", code=Exit.CONFIG)
     if base.trains >= {"lora"} and "lora_rank" in changes:
         changes.setdefault("lora_alpha", None)  # twice the rank

@@ -184,10 +184,23 @@ def stratified_folds(event: Bool[np.ndarray, " n"], folds: int) -> Int64[np.ndar
     return fold
 
 
+def folds_of_patients(
+    event: Bool[np.ndarray, " n"], patient: Int64[np.ndarray, " n"], folds: int
+) -> Int64[np.ndarray, " n"]:
+    """The fold of each row, all rows of a patient in one, dealt out among patients with an event and the others.
+
+    >>> folds_of_patients(np.array([True, True, False, True]), np.array([7, 7, 8, 9]), 2).tolist()
+    [0, 0, 0, 1]
+    """
+    _, which = np.unique(patient, return_inverse=True)
+    return stratified_folds(np.bincount(which, weights=event) > 0, folds)[which]
+
+
 def best_by_folds(
     event: Bool[np.ndarray, " n"],
     penalties: Sequence[float],
     losses: Callable[[np.ndarray, np.ndarray], Sequence[Sequence[float]]],
+    patient: Int64[np.ndarray, " n"] | None = None,
 ) -> tuple[int, tuple[float, ...]]:
     """The path with the lowest total left-out loss: its number, and its penalties down to the best one.
 
@@ -196,13 +209,14 @@ def best_by_folds(
 
     Args:
         event: of the training rows; it stratifies the folds.
+        patient: whose row each is, where a patient has several: they are left out together.
         losses: (row numbers to fit, row numbers to judge) -> the summed loss along each path, strong to weak, inf for
             a failed fit. A path may end early once it became worse; its last value then stands for the rest.
     """
-    folds = min(FOLDS, int(event.sum()))
+    folds = min(FOLDS, int(event.sum()) if patient is None else len(np.unique(patient[event])))
     if folds < 2:
         return -1, tuple(penalties[:1])
-    fold = stratified_folds(event, folds)
+    fold = stratified_folds(event, folds) if patient is None else folds_of_patients(event, patient, folds)
     total: np.ndarray = np.zeros(())
     for k in range(folds):
         paths = losses(np.flatnonzero(fold != k), np.flatnonzero(fold == k))

@@ -38,7 +38,7 @@ class Strategy:
     lora_dora: bool = False
     lora_targets: tuple[str, ...] | None = None
     head: Literal["mlp", "linear", "residual", "best"] = "mlp"
-    hazards: Literal["proportional", "per_bin"] | None = None
+    hazards: Literal["proportional", "per_bin", "mixed"] | None = None
     learning_rate: float = 1e-3
     learning_rates: tuple[float, ...] = ()
     encoder_rate: float = 1.0
@@ -101,6 +101,7 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
                 lora_rank=16,
                 lora_alpha=32,
                 head="residual",
+                hazards="proportional",
             ),
             Strategy(
                 "lora-8",
@@ -109,12 +110,14 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
                 lora_rank=8,
                 lora_alpha=16,
                 head="residual",
+                hazards="proportional",
             ),
             Strategy(
                 "full",
                 "everything is trained: most capacity and most risk of overfitting, for over 20,000 patients",
                 _ALL,
                 head="residual",
+                hazards="proportional",
                 learning_rate=1e-3,
                 encoder_rate=0.1,
             ),
@@ -125,6 +128,7 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
                 kind="control",
                 encoder="random",
                 head="residual",
+                hazards="proportional",
                 learning_rate=3e-4,
             ),
             Strategy(

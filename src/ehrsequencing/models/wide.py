@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 
 from ehrsequencing.batches import SurvivalData, Targets
 from ehrsequencing.config import MIN_TUNING_EVENTS, TRAIN, TUNING
@@ -117,6 +118,7 @@ def fit_ridge_hazard(
     screens: Sequence[int] = (),
     n_causes: int = 1,
     per_bin: bool = False,
+    patient: Int64[np.ndarray, " n"] | None = None,
 ) -> RidgeHazard:
     """Ridge-penalised discrete-time hazard regression; the penalty is chosen by the tuning rows' NLL.
 
@@ -125,8 +127,8 @@ def fit_ridge_hazard(
     `MIN_TUNING_EVENTS` tuning events cannot choose: folds of the training rows do, and a note says so. A bin without a
     training event keeps the intercept of half an event. A fit that does not converge is never chosen. Competing causes
     are fitted together, one convex problem in all w_r and b_{k,r}, under one penalty. ``per_bin`` gives bin k the
-    weights w + d_k, the shared ones and its own departure, both under that penalty: still one convex problem, which
-    shrinks to proportional hazards.
+    weights w + d_k, the shared ones and its own departure: still one convex problem. Departures are penalised
+    as the shared weights are, or K times as strongly, or held at 0 (proportional hazards); tuning chooses that, too.
 
     Args:
         x_train, x_tune: features on any scale.
@@ -136,6 +138,7 @@ def fit_ridge_hazard(
         screens: numbers of best-scoring columns to try beside all columns.
         n_causes: R, at least the highest event code.
         per_bin: whether hazards may depart from proportional ones.
+        patient: whose row each training row is, where patients have several: folds then divide patients.
 
     Raises:
         EhrError: no outcomes among the training rows (exit 12).
@@ -146,8 +149,10 @@ def fit_ridge_hazard(
         raise EhrError("no events among the training rows", "linear hazard", "take another task", code=Exit.COHORT)
     n_bins = int(targets.bin.max()) + 1 if n_bins is None else n_bins
     narrower = sorted(screen for screen in screens if screen < x_train.shape[1])
-    plan = _Plan(tuple(sorted(penalties, reverse=True)), (*narrower, x_train.shape[1]), n_bins, n_causes, per_bin)
-    rows = _Rows(x_train, targets, x_tune, targets_tune)
+    freedom = (0.0, n_bins**-0.5, 1.0) if per_bin else (0.0,)
+    variants = tuple(product((*narrower, x_train.shape[1]), freedom))
+    plan = _Plan(tuple(sorted(penalties, reverse=True)), variants, n_bins, n_causes, per_bin)
+    rows = _Rows(x_train, targets, x_tune, targets_tune, patient)
     tuning_events = int((targets_tune.event == 1).sum())
     if tuning_events >= MIN_TUNING_EVENTS:
         fits = [fit for path in _paths(rows, plan) for fit in path]
@@ -194,10 +199,14 @@ def _score_of_cause(z: np.ndarray, targets: Targets, n_bins: int, cause: int) ->
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is tried: penalties from strong to weak, for each number of columns."""
+    """What is tried: penalties from strong to weak, for each variant.
+
+    A variant is a number of columns, and what bins' departures are multiplied by: under one penalty for all
+    coefficients, by s they are penalised 1/s² times as strongly.
+    """
 
     penalties: tuple[float, ...]
-    screens: tuple[int, ...]
+    variants: tuple[tuple[int, float], ...]
     n_bins: int
     n_causes: int = 1
     per_bin: bool = False
@@ -216,6 +225,8 @@ class _Rows(NamedTuple):
     targets: Targets
     x_tune: np.ndarray
     targets_tune: Targets
+    patient: np.ndarray | None = None
+    """Whose row each training row is, where one has several: folds then divide patients."""
 
     def fold(self, fitted: np.ndarray, judged: np.ndarray) -> _Rows:
         """Both among the training rows."""
@@ -224,26 +235,26 @@ class _Rows(NamedTuple):
 
 
 def _by_folds(rows: _Rows, plan: _Plan) -> _Plan:
-    """The plan narrowed to the best screen, and to the penalties that lead up to its best."""
+    """The plan narrowed to the best variant, and to the penalties that lead up to its best."""
 
     def losses(fitted: np.ndarray, judged: np.ndarray) -> list[list[float]]:
         paths = _paths(rows.fold(fitted, judged), plan)
         return [[fit.path[0].tuning_nll * len(judged) for fit in path] for path in paths]
 
-    screen, penalties = best_by_folds(rows.targets.event.numpy() == 1, plan.penalties, losses)
-    return replace(plan, penalties=penalties, screens=(plan.screens[screen],), patience=len(penalties))
+    best, penalties = best_by_folds(rows.targets.event.numpy() == 1, plan.penalties, losses, rows.patient)
+    return replace(plan, penalties=penalties, variants=(plan.variants[best],), patience=len(penalties))
 
 
 def _paths(rows: _Rows, plan: _Plan) -> list[list[RidgeHazard]]:
-    """The fits of each screen; each carries its own row as its path."""
+    """The fits of each variant; each carries its own row as its path."""
     standardise = Standardiser.fit(rows.x)
     z, z_tune = standardise(rows.x), standardise(rows.x_tune)
     order = np.argsort(-score_screen(z, rows.targets, plan.n_bins, plan.n_causes), kind="stable")
     paths = []
-    for screen in plan.screens:
+    for screen, freedom in plan.variants:
         kept = np.sort(order[:screen])
         path = []
-        for row, weight, bias in _path(rows._replace(x=z[:, kept], x_tune=z_tune[:, kept]), plan):
+        for row, weight, bias in _path(rows._replace(x=z[:, kept], x_tune=z_tune[:, kept]), plan, freedom):
             full = np.zeros((z.shape[1], *weight.shape[1:]))
             full[kept] = weight
             path.append(RidgeHazard(standardise.mean, standardise.std, full, bias, row.penalty, (row,)))
@@ -251,18 +262,18 @@ def _paths(rows: _Rows, plan: _Plan) -> list[list[RidgeHazard]]:
     return paths
 
 
-def _path(rows: _Rows, plan: _Plan) -> Iterator[tuple[PathRow, np.ndarray, np.ndarray]]:
+def _path(rows: _Rows, plan: _Plan, freedom: float) -> Iterator[tuple[PathRow, np.ndarray, np.ndarray]]:
     """Row, weights [P, *R] or [P, K, *R], and intercepts [K, *R] for each penalty; ``rows`` are standardised."""
     axes = PrincipalAxes.of(rows.x)
     bias, bias_scale = _marginal(rows.targets, plan.n_bins, plan.n_causes)
     copies = 1 + plan.n_bins if plan.per_bin else 1  # of the weights: those of all bins, and each bin's departure
     size = len(axes.variance) * copies * plan.n_causes  # of the coefficients on the axes
     start = np.concatenate([np.zeros(size), bias.ravel()])
-    curvature = np.outer(axes.variance, _information(rows.targets, plan)).ravel()
+    curvature = np.outer(axes.variance, _information(rows.targets, plan, freedom)).ravel()
 
     def split(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         own = point[:size].reshape(len(axes.variance), copies, *plan.causes)
-        weight = np.tensordot(axes.rotation, _by_bin(own), 1)  # [P, 1 or K, *R]
+        weight = np.tensordot(axes.rotation, _by_bin(own, freedom), 1)  # [P, 1 or K, *R]
         return weight if plan.per_bin else weight[:, 0], point[size:].reshape(-1, *plan.causes)
 
     def judge(point: np.ndarray) -> float:
@@ -270,7 +281,7 @@ def _path(rows: _Rows, plan: _Plan) -> Iterator[tuple[PathRow, np.ndarray, np.nd
         said = np.tensordot(rows.x_tune, weight, 1)
         return mean_nll(bias + (said if plan.per_bin else said[:, None]), rows.targets_tune)
 
-    loss = _loss(axes.scores, rows.targets, plan)
+    loss = _loss(axes.scores, rows.targets, plan, freedom)
     problem = RidgeProblem(loss, start, curvature, bias_scale.ravel())
     for penalty, minimum, judged in problem.path(plan.penalties, judge, plan.patience):
         weight, bias = split(minimum.point)
@@ -278,7 +289,7 @@ def _path(rows: _Rows, plan: _Plan) -> Iterator[tuple[PathRow, np.ndarray, np.nd
         yield PathRow(rows.x.shape[1], penalty, train, judged, minimum.gradient), weight, bias
 
 
-def _information(targets: Targets, plan: _Plan) -> Float64[np.ndarray, " c"]:
+def _information(targets: Targets, plan: _Plan, freedom: float) -> Float64[np.ndarray, " c"]:
     """Of a unit of φ, about, at the marginal hazard: for each copy of the weights and each cause."""
     events, bins = targets.event.numpy(), targets.bin.numpy()
     causes = np.arange(1, plan.n_causes + 1)
@@ -286,16 +297,16 @@ def _information(targets: Targets, plan: _Plan) -> Float64[np.ndarray, " c"]:
     if not plan.per_bin:
         return whole.ravel()
     own = [((events[:, None] == causes) & (bins[:, None] == k)).mean(axis=0) for k in range(plan.n_bins)]
-    return np.concatenate([whole, own]).ravel()  # [(1 + K)·R]
+    return np.concatenate([whole, freedom**2 * np.array(own)]).ravel()  # [(1 + K)·R]
 
 
-def _by_bin(coefficients: Float64[np.ndarray, "r c *R"]) -> Float64[np.ndarray, "r k *R"]:
+def _by_bin(coefficients: Float64[np.ndarray, "r c *R"], freedom: float) -> Float64[np.ndarray, "r k *R"]:
     """The shared coefficients, or those of each bin: shared plus departure."""
     shared, departures = coefficients[:, :1], coefficients[:, 1:]
-    return shared + departures if departures.shape[1] else shared
+    return shared + freedom * departures if departures.shape[1] else shared
 
 
-def _loss(scores: np.ndarray, targets: Targets, plan: _Plan) -> Loss:
+def _loss(scores: np.ndarray, targets: Targets, plan: _Plan, freedom: float) -> Loss:
     """Mean NLL and its gradient at (coefficients on the axes [r, 1 or 1 + K, *R], intercepts [K, *R])."""
     n, rank = scores.shape
     copies = 1 + plan.n_bins if plan.per_bin else 1
@@ -305,10 +316,10 @@ def _loss(scores: np.ndarray, targets: Targets, plan: _Plan) -> Loss:
 
     def loss(v: np.ndarray) -> tuple[float, np.ndarray]:
         own, bias = v[:size].reshape(rank, copies, *plan.causes), v[size:].reshape(plan.n_bins, *plan.causes)
-        logits = bias + np.tensordot(scores, _by_bin(own), 1)  # [n, K, *R]
+        logits = bias + np.tensordot(scores, _by_bin(own, freedom), 1)  # [n, K, *R]
         value, gradient = nll_gradient(logits, lived, bins, event)  # [n, K, *R]
         summed = gradient.sum(axis=1, keepdims=True)  # [n, 1, *R]: what the weights of all bins feel
-        felt = np.concatenate([summed, gradient], axis=1) if plan.per_bin else summed  # [n, copies, *R]
+        felt = np.concatenate([summed, freedom * gradient], axis=1) if plan.per_bin else summed  # [n, copies, *R]
         by_axis = np.tensordot(scores, felt, (0, 0))  # [r, copies, *R]
         return value / n, np.concatenate([by_axis.ravel(), gradient.sum(axis=0).ravel()]) / n
 

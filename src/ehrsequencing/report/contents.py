@@ -21,7 +21,7 @@ from ehrsequencing.report.series import (
     Trajectory,
 )
 
-KINDS = ("oracle", "strategy", "predictions", "control", "baseline")
+KINDS = ("oracle", "strategy", "ensemble", "predictions", "control", "baseline")
 """The order of the comparison table; ``predictions`` are anybody's, scored from a file."""
 
 

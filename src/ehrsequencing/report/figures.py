@@ -18,7 +18,7 @@ from ehrsequencing.report.contents import Row, Run
 from ehrsequencing.report.drawing import COLORS, FAINT, PERCENT, RULE, STYLE, WIDTH, color, inline, svg
 from ehrsequencing.report.series import Calibration
 
-MARKERS = {"oracle": "*", "strategy": "o", "control": "o", "baseline": "s"}
+MARKERS = {"oracle": "*", "strategy": "o", "ensemble": "o", "control": "o", "baseline": "s"}
 PANELS_A_ROW = 5
 FOREST_TITLE = "Uno C of every model with 95% intervals"
 

@@ -29,6 +29,7 @@ REPORT = "report.html"
 KIND_NAMES = {
     "oracle": "Oracle: the simulator's own truth, out of reach for any model",
     "strategy": "Transformer strategies, and their blends with the wide model",
+    "ensemble": "Means of several seeds",
     "predictions": "Predictions from files",
     "control": "Controls: what pretraining must beat",
     "baseline": "Simple models",

@@ -22,7 +22,7 @@ from ehrsequencing.evaluation.verdict import difference_table, family_bound
 from ehrsequencing.predictions import Predictions
 
 COMPARISON, PREDICTIONS, RAW = "comparison.json", "predictions", "raw"
-KINDS = ("oracle", "strategy", "control", "baseline", "predictions")
+KINDS = ("oracle", "strategy", "ensemble", "control", "baseline", "predictions")
 """What a row is, in the order in which rows are told; ``predictions``: somebody's file, whoever made it."""
 SUBGROUP_RESAMPLES = 500
 """Resamples of a subgroup's figures, at most: there are many subgroups."""

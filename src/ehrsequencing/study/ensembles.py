@@ -9,7 +9,7 @@ from ehrsequencing.ensemble import ensemble
 from ehrsequencing.study.kept import Scored
 
 Number = TypeVar("Number", int, float)
-ENDING = "-ensemble"
+ENSEMBLE, ENDING = "ensemble", "-ensemble"
 
 
 def ensembles(of_seeds: Sequence[Scored]) -> Iterator[Scored]:
@@ -26,7 +26,7 @@ def _mean(name: str, members: Sequence[Scored]) -> Scored:
     unchanged = all(member.raw is None for member in members)
     return Scored(
         model=name,
-        kind=first.kind,
+        kind=ENSEMBLE,
         why=f"the mean of the hazards of {len(members)} seeds of {first.model}: costs all of them",
         seed=first.seed,
         predictions=ensemble([member.predictions for member in members], name),
@@ -34,7 +34,10 @@ def _mean(name: str, members: Sequence[Scored]) -> Scored:
         seconds=_sum([member.seconds for member in members]),
         trainable=_sum([member.trainable for member in members]),
         total=_sum([member.total for member in members]),
-        notes=(f"mean of the hazards of seeds {', '.join(str(member.seed) for member in members)}",),
+        notes=(
+            f"mean of the hazards of seeds {', '.join(str(member.seed) for member in members)}; its interval is of "
+            "these members: that others would have been trained is not in it",
+        ),
     )
 
 

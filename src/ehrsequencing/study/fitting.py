@@ -64,7 +64,7 @@ def fit_division(work: Workplace, division: Division, cohort: Cohort, tau: float
         of_seeds: list[Scored] = []
         for seed in work.study.seeds[:1] if strategy.deterministic else work.study.seeds:
             fit = partial(_one_strategy, work, division, prepared, encoder, _hazard(wide_fit), strategy, seed, cache)
-            of_seeds += work.kept.scored(f"{strategy.name}-{seed}{division.tag}", fit)
+            of_seeds += work.kept.scored(f"strategy-{strategy.name}-{seed}{division.tag}", fit)
         scored += of_seeds
         if work.study.ensemble and strategy.kind == "strategy":
             scored += ensembles(of_seeds)

@@ -17,6 +17,8 @@ def merge_bundle(bundle: Path, out: Path) -> str:
     Raises:
         EhrError: a bundle without adapters (exit 13).
     """
+    if Path(out).resolve().is_relative_to(Path(bundle).resolve()):
+        raise EhrError("the output lies in the input", str(out), "choose another place", code=Exit.ENVIRONMENT)
     refuse_unwritable(Path(out), MARKER)
     loaded = Bundle.load(bundle)
     found = adapter_of(loaded.model.behrt)
@@ -26,5 +28,7 @@ def merge_bundle(bundle: Path, out: Path) -> str:
     merge_lora(loaded.model.behrt)
     loaded.model.config.use_lora = False
     notes = [*loaded.facts.get("notes", []), f"{found}: merged into the weights"]
-    replace(loaded, facts={**loaded.facts, "notes": notes}).save(out)
+    was = loaded.facts["parameters"]
+    now = {**was, "total": was["total"] - was["lora"]} if "lora" in was else was
+    replace(loaded, facts={**loaded.facts, "notes": notes, "parameters": now}).save(out)
     return f"bundle in {out}: {found}, merged into the weights; it predicts as before, to rounding"

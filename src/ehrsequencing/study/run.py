@@ -134,7 +134,7 @@ def read_study(path: Path) -> StudyConfig:
 
 def _refuse_taken(name: str, given: str | StrategyConfig, where: str) -> None:
     """EhrError (exit 10) where a strategy of one's own is named like another row of the comparison."""
-    taken = name in (*NAMES, ORACLE) or name.endswith((blend_name(""), ENDING))
+    taken = name.lower() in (*NAMES, ORACLE) or name.lower().endswith((blend_name(""), ENDING))
     if taken and not isinstance(given, str):
         raise EhrError(f"the name '{name}' is another row's", where, "choose another name", code=Exit.CONFIG)
 

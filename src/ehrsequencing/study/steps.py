@@ -248,8 +248,10 @@ def changed_strategy(name: str, settings: Sequence[str]) -> Strategy:
     given: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals or key in ("name", "like"):
+        if not equals or not value.strip() or key in ("name", "like"):
             raise EhrError(f"expected KEY=VALUE, found '{setting}'", "--set", "write lora_rank=32", code=Exit.USAGE)
+        if key in given:
+            raise EhrError(f"{key} is set twice", "--set", "set it once", code=Exit.USAGE)
         try:
             given[key] = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ehrsequencing.batches import SurvivalData, VisitData
 from ehrsequencing.config import TRAIN, TUNING, ModelConfig, OptimizerConfig
+from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.models.behrt import BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
@@ -30,6 +31,7 @@ from ehrsequencing.models.heads import LinearHead
 from ehrsequencing.models.strategies import Strategy, find_strategy
 from ehrsequencing.models.wide import RidgeHazard, fit_ridge_hazard
 from ehrsequencing.nonparametric import for_outcome
+from ehrsequencing.training.candidates import resume_of, try_each, why_kept
 from ehrsequencing.training.checkpoints import calibrated_among_the_best
 from ehrsequencing.training.loop import Epoch, Progress, Schedule, State, Tick, restore, silent, train, trainable_state
 from ehrsequencing.training.objectives import SurvivalObjective, TuningScore
@@ -118,25 +120,12 @@ def finetune(
     strategy, cache = find_strategy(strategy), cache or FeatureCache()
     overrides = dropouts(dropout, code_dropout)
     about = recipe, encoder, seed, overrides, attention, cache, progress
-    fits = [_fit(data, each, *about, resume_of(each, strategy, resume)) for each in strategy.candidates]
-    best = min(fits, key=lambda fit: fit.tuning(data)["tuning_nll"])
-    if len(fits) > 1:
-        best.notes.append(why_kept(strategy, best.strategy))
-    fitted = replace(best, strategy=strategy)
-    spent = sum(epoch.seconds for fit in fits for epoch in fit.history)  # part of it before a kill, perhaps
+    tried, lost = try_each(strategy, lambda each: _fit(data, each, *about, resume_of(each, strategy, resume)))
+    best = min((fit for _, fit in tried), key=lambda fit: fit.tuning(data)["tuning_nll"])
+    told = [why_kept(strategy, best.strategy)] if len(strategy.candidates) > 1 else []
+    fitted = replace(best, strategy=strategy, notes=[*best.notes, *lost, *told])
+    spent = sum(epoch.seconds for _, fit in tried for epoch in fit.history)  # part of it before a kill, perhaps
     return replace(fitted, seconds=max(spent, time.perf_counter() - started))
-
-
-def resume_of(candidate: Strategy, strategy: Strategy, resume: Resume | None) -> Resume | None:
-    """Each of several has a state of its own."""
-    alone = len(strategy.candidates) == 1
-    return resume if resume is None or alone else resume.within(f"{candidate.head}-{candidate.learning_rate:g}")
-
-
-def why_kept(strategy: Strategy, best: Strategy) -> str:
-    """The note of a choice among several candidates."""
-    rate = f" at learning rate {best.learning_rate:g}" if strategy.learning_rates and best.head != "linear" else ""
-    return f"{best.head} head{rate} kept: lower tuning likelihood loss"
 
 
 def _fit(
@@ -218,6 +207,7 @@ def _fit_ridge(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache)
         n_bins=data.grid.n_bins,
         n_causes=data.n_causes,
         per_bin=model.config.head_hazards == "per_bin",
+        patient=None if visits is None else visits.rows["subject_id"].to_numpy()[train_rows],
     )
 
 
@@ -274,6 +264,9 @@ def schedule_of(strategy: Strategy, recipe: Recipe, seed: int, n_layers: int) ->
         learning_rate=strategy.learning_rate, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm
     )
     pacing = Pacing(strategy.encoder_rate, strategy.unfreeze_every, n_layers)
+    if strategy.unfreeze_every >= recipe.epochs:
+        what = f"{recipe.epochs} epochs end before any layer moves: unfreeze_every is {strategy.unfreeze_every}"
+        raise EhrError(what, strategy.name, "unfreeze sooner, or train longer", code=Exit.CONFIG)
     return Schedule(recipe.epochs, recipe.batch_size, optimizer, recipe.patience, seed, pacing)
 
 

@@ -38,6 +38,11 @@ class JointSurvival(nn.Module):
         """One of the views: all of them have the same encoder."""
         return next(iter(self.views.values()))
 
+    @property
+    def config(self) -> BEHRTConfig:
+        """Of the encoder, and of one of the heads."""
+        return self.any_view.config
+
     def train(self, mode: bool = True) -> JointSurvival:
         """Training mode for the encoder, the heads and the views."""
         super().train(mode)

@@ -200,7 +200,8 @@ class _Run:
     def over(self) -> bool:
         """All epochs done, or no patience left."""
         epoch, patience = len(self.history) - 1, self.schedule.patience
-        impatient = patience is not None and epoch >= 0 and epoch - self.checkpoints.best_epoch >= patience
+        since = max(self.checkpoints.best_epoch, self.schedule.pacing.last_thaw)  # nobody waits for what cannot move
+        impatient = patience is not None and epoch >= 0 and epoch - since >= patience
         return impatient or len(self.history) == self.schedule.epochs
 
     def one_epoch(self, store: StateStore | None) -> None:

@@ -20,6 +20,7 @@ from ehrsequencing.models.footprint import FootprintAudit, footprint
 from ehrsequencing.models.forward import encode
 from ehrsequencing.models.heads import LinearHead
 from ehrsequencing.models.strategies import Strategy, find_strategy
+from ehrsequencing.training.candidates import resume_of, try_each, why_kept
 from ehrsequencing.training.finetune import (
     FineTuned,
     Start,
@@ -27,9 +28,7 @@ from ehrsequencing.training.finetune import (
     finetune,
     head_logits,
     new_model,
-    resume_of,
     schedule_of,
-    why_kept,
 )
 from ehrsequencing.training.joint import JointSurvival, OutcomesObjective
 from ehrsequencing.training.loop import Epoch, Progress, Tick, silent, train, trainable_state
@@ -107,11 +106,12 @@ def _best_of(
     datas: Mapping[str, SurvivalData], strategy: Strategy, fit: Callable[[Strategy], dict[str, FineTuned]]
 ) -> dict[str, FineTuned]:
     """Of the strategy's candidates, the one of the lowest mean tuning likelihood loss over the outcomes."""
-    tried = [(each, fit(each)) for each in strategy.candidates]
+    tried, lost = try_each(strategy, fit)
     kept, fits = min(
         tried, key=lambda one: float(np.mean([one[1][name].tuning(data)["tuning_nll"] for name, data in datas.items()]))
     )
-    told = [] if len(tried) == 1 else [f"{why_kept(strategy, kept)}, on average over the outcomes"]
+    alone = len(strategy.candidates) == 1
+    told = [] if alone else [*lost, f"{why_kept(strategy, kept)}, on average over the outcomes"]
     seconds = sum(found[name].seconds for _, found in tried for name in list(datas)[:1])
     return {
         name: replace(each, strategy=strategy, seconds=seconds, notes=[*each.notes, *told])

@@ -51,6 +51,11 @@ class Pacing:
         from_top = self.n_layers - int(layer[1]) if layer else 1 + self.n_layers * name.startswith("behrt.embeddings.")
         return Pace(self.encoder_rate, self.unfreeze_every * from_top)
 
+    @property
+    def last_thaw(self) -> int:
+        """The epoch (from 0) from which everything moves."""
+        return self.unfreeze_every * (self.n_layers + 1)
+
     def held_to_the_end(self, epochs: int) -> list[str]:
         """A note where training of so many epochs ends before the whole encoder moves.
 
@@ -58,7 +63,7 @@ class Pacing:
         ['of the encoder 2 of 3 layers moved within 5 epochs, not the embeddings']
         """
         moved = min(self.n_layers, (epochs - 1) // self.unfreeze_every) if self.unfreeze_every else self.n_layers
-        if not self.unfreeze_every or epochs > self.unfreeze_every * (self.n_layers + 1):
+        if not self.unfreeze_every or epochs > self.last_thaw:
             return []
         return [f"of the encoder {moved} of {self.n_layers} layers moved within {epochs} epochs, not the embeddings"]
 

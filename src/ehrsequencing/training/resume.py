@@ -149,8 +149,10 @@ def digest_of(parts: Iterable[Any]) -> str:
 def run_fingerprint(model: nn.Module, settings: Mapping[str, Any], data: str) -> str:
     """What a state must share with a run to be taken up by it: starting weights, settings, data, versions."""
     versions = {"ehrsequencing": version("ehrsequencing"), "torch": torch.__version__}
+    config: Any = getattr(model, "config", None)  # dropouts, adapters' scale, mask: what weights do not tell
+    facts = {} if config is None else {k: v for k, v in config.to_dict().items() if not k.startswith("_")}
     trained = sorted(name for name, p in model.named_parameters() if p.requires_grad)
-    return digest_of([module_digest(model), trained, dict(settings), data, versions])
+    return digest_of([module_digest(model), facts, trained, dict(settings), data, versions])
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> Snapshot:
