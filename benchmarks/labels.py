@@ -1,6 +1,6 @@
 """What is pretraining worth where few patients are labelled? Five draws of 250, 500 and 1,000 labels, one large pool.
 
-    python benchmarks/labels.py [--patients 8000] [--draws 5]      runs what is missing, then rewrites the page
+    python benchmarks/labels.py [--patients 6000] [--draws 5]      runs what is missing, then rewrites the page
 
 One encoder reads the whole records of all training subjects of the pool (never those of a tuning or held-out subject);
 a second one only what they had before their own prediction_time. Each draw labels other subjects of train + tuning; all
@@ -249,7 +249,7 @@ def page(found: dict[str, Any], patients: int, draws: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patients", type=int, default=8_000)
+    parser.add_argument("--patients", type=int, default=6_000)
     parser.add_argument("--draws", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
