@@ -26,7 +26,16 @@ from threadpoolctl import threadpool_limits
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.bundle import Encoder
 from ehrsequencing.cohort import Cohort, build_cohort
-from ehrsequencing.config import TRAIN, BudgetConfig, Predicate, PretrainConfig, SimulateConfig, TaskConfig, load_task
+from ehrsequencing.config import (
+    TRAIN,
+    BudgetConfig,
+    ModelConfig,
+    Predicate,
+    PretrainConfig,
+    SimulateConfig,
+    TaskConfig,
+    load_task,
+)
 from ehrsequencing.errors import EhrError
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.study.outcomes import prepare_outcomes
@@ -102,7 +111,9 @@ def run() -> dict[str, Any]:
     """Everything, in one process."""
     with tempfile.TemporaryDirectory() as folder:
         dataset = simulate(Path(folder) / "meds", SimulateConfig(patients=PATIENTS, seed=SEED))
-        encoder = pretrain(dataset, PretrainConfig(epochs=PRETRAINING), seed=SEED)
+        encoder = pretrain(
+            dataset, PretrainConfig(epochs=PRETRAINING), model=ModelConfig(architecture="behrt"), seed=SEED
+        )
         prepared = prepare_outcomes(dataset, cohorts_of(dataset), encoder)
     datas = {name: each.data for name, each in prepared.items()}
     found: dict[str, Any] = {
