@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from ehrsequencing.bundle import Bundle, Encoder
-from ehrsequencing.cohort import Cohort, build_cohort
+from ehrsequencing.cohort import Cohort
 from ehrsequencing.config import TUNING, BudgetConfig, FeaturesConfig, SplitConfig, TaskConfig, load_task
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset
@@ -19,9 +19,9 @@ from ehrsequencing.files import staged, workplace, write_json
 from ehrsequencing.models.strategies import Strategy, find_strategy
 from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.study.assemble import make_bundle
-from ehrsequencing.study.data import Prepared, cut_short, limit_labelled, prepare, refuse_empty_splits
+from ehrsequencing.study.data import Prepared, cut_short, prepare
 from ehrsequencing.study.readable import Readable
-from ehrsequencing.study.steps import changed_strategy
+from ehrsequencing.study.steps import Say, learning_cohort, wanted_strategy
 from ehrsequencing.training.loop import Progress, silent
 from ehrsequencing.training.outcomes import finetune_outcomes
 from ehrsequencing.training.recipes import Choice, Recipe, choose_recipe
@@ -30,7 +30,6 @@ from ehrsequencing.training.resume import Resume
 MARKER = "outcomes.json"
 FORMAT = 1
 CUT_BY = ("predict_at", "input", "delay")
-Say = Callable[[str], None]
 
 
 def load_tasks(paths: Sequence[Path]) -> dict[str, TaskConfig]:
@@ -147,12 +146,11 @@ def write_outcomes(
     Killed, it goes on from ``OUT.partial/`` when the same command is given again, to the same weights. ``auto`` takes
     the recipe's strategy for the smallest cohort; ``settings`` (``KEY=VALUE``) change the strategy.
     """
-    own = changed_strategy(strategy, settings) if settings else None
-    wanted = own or (None if strategy == "auto" else find_strategy(strategy))
+    wanted = wanted_strategy(strategy, settings)
     asked = load_tasks(tasks)
     with workplace(Path(out), MARKER, "finetune") as place:
         dataset, pretrained = MedsDataset.open(meds), Encoder.load(encoder)
-        cohorts = [_cohort(dataset, task, pretrained, labelled, split, say) for task in asked.values()]
+        cohorts = [learning_cohort(dataset, task, pretrained, labelled, split, say) for task in asked.values()]
         prepared = prepare_outcomes(dataset, cohorts, pretrained)
         longest = max((each.data for each in prepared.values()), key=len)
         say(cut_short(longest.tokens, longest.tokenizer))
@@ -173,22 +171,6 @@ def write_outcomes(
         bundles = {n: make_bundle(prepared[n], asked[n], fitted[n], fit_wide(prepared[n].data), facts) for n in asked}
         _save(bundles, Path(out), chosen.strategy)
     return _told(bundles, Path(out), chosen.strategy.name)
-
-
-def _cohort(
-    dataset: MedsDataset, task: TaskConfig, encoder: Encoder, labelled: int | None, split: SplitConfig, say: Say
-) -> Cohort:
-    cohort = build_cohort(
-        dataset,
-        task,
-        split_seed=split.seed,
-        calendar=split.calendar,
-        visit_column=encoder.tokenizer.config.visit_column,
-    )
-    cohort = limit_labelled(cohort, labelled, split.seed)
-    say(cohort.describe())
-    refuse_empty_splits(cohort)
-    return cohort
 
 
 def _save(bundles: Mapping[str, Bundle], out: Path, strategy: Strategy) -> None:

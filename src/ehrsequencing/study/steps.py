@@ -225,12 +225,35 @@ def write_bundle(
 
     Killed, it goes on from ``OUT.partial/`` when the same command is given again, to the same weights.
     """
-    own = changed_strategy(strategy, settings) if settings else None
-    chosen = own or (None if strategy == "auto" else find_strategy(strategy))
+    chosen = wanted_strategy(strategy, settings)
     with workplace(Path(out), MARKER, "finetune") as place:
         return _write_bundle(
             meds, task, out, Resume(place), encoder, chosen, attention, budget, labelled, split, seed, progress, say
         )
+
+
+def wanted_strategy(name: str, settings: Sequence[str]) -> Strategy | None:
+    """The strategy that was asked for, with its changes; None where the recipe is to choose (``auto``)."""
+    if settings:
+        return changed_strategy(name, settings)
+    return None if name == "auto" else find_strategy(name)
+
+
+def learning_cohort(
+    dataset: MedsDataset, task: TaskConfig, encoder: Encoder, labelled: int | None, split: SplitConfig, say: Say
+) -> Cohort:
+    """The task's cohort as fine-tuning an encoder needs it: its visits, at most ``labelled`` subjects, no empty split."""
+    cohort = build_cohort(
+        dataset,
+        task,
+        split_seed=split.seed,
+        calendar=split.calendar,
+        visit_column=encoder.tokenizer.config.visit_column,
+    )
+    cohort = limit_labelled(cohort, labelled, split.seed)
+    say(cohort.describe())
+    refuse_empty_splits(cohort)
+    return cohort
 
 
 def changed_strategy(name: str, settings: Sequence[str]) -> Strategy:
@@ -277,16 +300,7 @@ def _write_bundle(
 ) -> str:
     dataset, pretrained = MedsDataset.open(meds), Encoder.load(encoder)
     config = load_task(task)
-    cohort = build_cohort(
-        dataset,
-        config,
-        split_seed=split.seed,
-        calendar=split.calendar,
-        visit_column=pretrained.tokenizer.config.visit_column,
-    )
-    cohort = limit_labelled(cohort, labelled, split.seed)
-    say(cohort.describe())
-    refuse_empty_splits(cohort)
+    cohort = learning_cohort(dataset, config, pretrained, labelled, split, say)
     prepared = prepare(dataset, cohort, pretrained)
     data = prepared.data
     say(cut_short(data.tokens, data.tokenizer))
