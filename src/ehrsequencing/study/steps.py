@@ -242,7 +242,7 @@ def wanted_strategy(name: str, settings: Sequence[str]) -> Strategy | None:
 def learning_cohort(
     dataset: MedsDataset, task: TaskConfig, encoder: Encoder, labelled: int | None, split: SplitConfig, say: Say
 ) -> Cohort:
-    """The task's cohort as fine-tuning needs it: the encoder's visits, at most ``labelled`` subjects, no empty split."""
+    """The task's cohort for fine-tuning: the encoder's visits, at most ``labelled`` subjects, no empty split."""
     cohort = build_cohort(
         dataset,
         task,
