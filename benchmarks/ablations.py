@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import readme
 import torch
+from encoder_variants import VARIANTS
 from scipy.stats import spearmanr, t
-from torch import Tensor
 
 from ehrsequencing.cohort import build_cohort
 from ehrsequencing.config import TRAIN, TUNING, ModelConfig, PretrainConfig, SimulateConfig, load_task
@@ -31,7 +31,6 @@ from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.models import configuration
 from ehrsequencing.models.blend import blend
-from ehrsequencing.models.pooling import EncodedTokens, pool
 from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.nonparametric import for_outcome
 from ehrsequencing.study.assemble import choose_alpha_on_tuning
@@ -57,20 +56,13 @@ class Trial:
     relations: tuple[str, ...] = configuration.HEAD_RELATIONS
     model: ModelConfig = ModelConfig(architecture="behrt")
     epochs: int = 10
-    pooled: Callable[[EncodedTokens], Tensor] = EncodedTokens.pooled
+    variant: str = ""
+    against: str = REFERENCE
 
 
-def last_visit(record: EncodedTokens) -> Tensor:
-    """[CLS], mean and maximum over the tokens of a record's last visit."""
-    last = record.mask & (record.visit == record.visit.amax(dim=1, keepdim=True))  # [B,L]
-    own = pool(record.hidden, last)  # [B,3H]
-    return torch.cat([record.hidden[:, 0], own[:, record.hidden.shape[-1] :]], dim=-1)
-
-
-def mean_alone(record: EncodedTokens) -> Tensor:
-    """The mean over a record's tokens, in the place of all three parts."""
-    width = record.hidden.shape[-1]
-    return pool(record.hidden, record.mask)[:, width : 2 * width].repeat(1, 3)
+def encoder_trial(why: str, variant: str = "", *, model: ModelConfig = HIERARCHICAL, epochs: int = 10) -> Trial:
+    """A change of the hierarchical encoder, against that encoder."""
+    return Trial(why, model=model, epochs=epochs, variant=variant, against="hierarchical")
 
 
 TRIALS: Mapping[str, Trial] = {
@@ -82,10 +74,17 @@ TRIALS: Mapping[str, Trial] = {
     "and values": Trial("masked values, too", {**BOTH, "masked-values": 1.0}),
     "and next visit": Trial("the next visit, too", {**BOTH, "next-visit": 1.0}),
     "and time to event": Trial("time to event, too", {**BOTH, "time-to-event": 1.0}),
-    "last visit": Trial("[CLS], mean and maximum over the last visit alone", pooled=last_visit),
-    "mean alone": Trial("the mean over all tokens alone", pooled=mean_alone),
     "hierarchical": Trial("visits pooled by attention, a timeline over them", model=HIERARCHICAL),
     "hierarchical, 20 epochs": Trial("the same for longer: the default", model=HIERARCHICAL, epochs=20),
+    "last visit": encoder_trial("visit 0 and the last visit pooled", "last visit"),
+    "mean alone": encoder_trial("the mean over visits alone pooled", "mean alone"),
+    "attention over visits": encoder_trial("a learned attention over visits for their mean", "attention over visits"),
+    "value deltas": encoder_trial("values beside what they were at first and before", "value deltas"),
+    "no rotation": encoder_trial("no rotary angles of visit and day", "no rotation"),
+    "medium": encoder_trial(
+        "twice as wide, four layers", model=ModelConfig(architecture="hierarchical", size="medium")
+    ),
+    "40 epochs": encoder_trial("pretrained for 40 epochs", epochs=40),
 }
 FIGURES = ("c", "nll", "rho", "blend_c")
 
@@ -123,12 +122,13 @@ def run(name: str, seed: int) -> dict[str, Any]:
     """One encoder, its frozen features, and their figures."""
     dataset, cohort, truth = world()
     trial = TRIALS[name]
-    configuration.HEAD_RELATIONS, EncodedTokens.pooled = trial.relations, trial.pooled
+    configuration.HEAD_RELATIONS = trial.relations
     config = PretrainConfig(objectives=trial.objectives, epochs=trial.epochs)
-    encoder = pretrain(dataset, config, model=trial.model, input=cohort.task, seed=seed)
-    prepared = prepare(dataset, cohort, encoder)
-    data, wide = prepared.data, wide_of(prepared)
-    fitted = finetune(data, "frozen-ridge", RECIPES["medium"], encoder.model, seed=seed)
+    with VARIANTS[trial.variant]():
+        encoder = pretrain(dataset, config, model=trial.model, input=cohort.task, seed=seed)
+        prepared = prepare(dataset, cohort, encoder)
+        data, wide = prepared.data, wide_of(prepared)
+        fitted = finetune(data, "frozen-ridge", RECIPES["medium"], encoder.model, seed=seed)
     alpha = choose_alpha_on_tuning(data, fitted.logits, wide)
     found = score(prepared, fitted.logits, truth)
     blended = score(prepared, blend(fitted.logits, wide, alpha), truth)
@@ -161,37 +161,47 @@ def keep(found: dict[str, Any]) -> None:
     )
 
 
-def difference(cells: Sequence[dict[str, Any]], name: str, figure: str) -> str:
+def difference(cells: Sequence[dict[str, Any]], name: str, reference: str, figure: str) -> str:
     """Mean paired difference from the reference over the seeds that both have, with a 95% t interval."""
     value = {(cell["trial"], cell["seed"]): cell[figure] for cell in cells}
-    seeds = [seed for trial, seed in value if trial == name and (REFERENCE, seed) in value]
-    gaps = np.array([value[name, seed] - value[REFERENCE, seed] for seed in seeds])
-    if name == REFERENCE or len(gaps) < 2:
+    seeds = [seed for trial, seed in value if trial == name and (reference, seed) in value]
+    gaps = np.array([value[name, seed] - value[reference, seed] for seed in seeds])
+    if name == reference or len(gaps) < 2:
         return ""
     half = float(t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps)))
     return f"{gaps.mean():+.3f} ({gaps.mean() - half:+.3f} to {gaps.mean() + half:+.3f})"
 
 
-def page() -> str:
-    """What is kept, as text."""
-    cells, lines = read(), []
+def table(cells: Sequence[dict[str, Any]], reference: str) -> str:
+    """A reference and the trials against it."""
+    lines = []
     for name, trial in TRIALS.items():
         own = [cell for cell in cells if cell["trial"] == name]
-        if own:
+        if own and (name == reference or trial.against == reference):
             mean = {figure: float(np.mean([cell[figure] for cell in own])) for figure in FIGURES}
             figures = [
                 f"{mean[name]:.{digits}f}" for name, digits in (("c", 3), ("rho", 3), ("nll", 4), ("blend_c", 3))
             ]
-            lines.append([f"`{name}`", trial.why, str(len(own)), *figures, difference(cells, name, "rho")])
-    wide, sizes = cells[0]["wide"], cells[0]["sizes"]
-    lines.append(["wide", "no encoder", "", f"{wide['c']:.3f}", f"{wide['rho']:.3f}", f"{wide['nll']:.4f}", "", ""])
+            gaps = [difference(cells, name, reference, figure) for figure in ("c", "rho")]
+            lines.append([f"`{name}`", trial.why, str(len(own)), *figures, *gaps])
+    wide = cells[0]["wide"]
+    figures = [f"{wide['c']:.3f}", f"{wide['rho']:.3f}", f"{wide['nll']:.4f}"]
+    lines.append(["wide", "no encoder", "", *figures, "", "", ""])
+    heads = ["trial", "", "seeds", "C", "ρ", "NLL", "C, blended", f"C − `{reference}`", f"ρ − `{reference}`"]
+    return readme.table(heads, lines)
+
+
+def page() -> str:
+    """What is kept, as text."""
+    cells = read()
+    sizes = cells[0]["sizes"]
     about = (
         f"{PATIENTS:,} simulated patients (seed {COHORT_SEED}), all labelled: {sizes[TRAIN]:,} train, "
         f"{sizes[TUNING]:,} tune and are scored. ρ is Spearman's correlation of the risk with the true log hazard; "
         "intervals are of t over training seeds alone."
     )
-    heads = ["trial", "", "seeds", "C", "ρ", "NLL", "C, blended", "ρ − `behrt`"]
-    return f"{readme.table(heads, lines)}\n\n{about}\n\n{readme.made([])}"
+    tables = [table(cells, reference) for reference in dict.fromkeys(trial.against for trial in TRIALS.values())]
+    return "\n\n".join([*tables, about, readme.made([])])
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ehrsequencing.config import StudyConfig, parse
 from ehrsequencing.ensemble import ensemble
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.hazards import cause_shares, mean_of_hazards, softplus, total_logit
@@ -72,3 +73,9 @@ def test_members_of_other_rows_causes_cohorts_or_horizons_are_refused():
         with pytest.raises(EhrError, match=what) as caught:
             ensemble([one, other], "mean")
         assert caught.value.code == Exit.BUNDLE
+
+
+def test_one_seed_has_nothing_to_average():
+    with pytest.raises(EhrError, match="two seeds") as caught:
+        parse(StudyConfig, {"name": "s", "data": "x", "task": "t", "ensemble": True, "seeds": [0]}, "study")
+    assert caught.value.code == Exit.CONFIG

@@ -82,6 +82,13 @@ def test_another_rows_name_is_refused(tmp_path, name):
     assert caught.value.code == Exit.CONFIG
 
 
+def test_a_strategy_of_ones_own_has_the_control_of_what_it_trains():
+    assert own(like="full", learning_rate=3e-4).control == "from-scratch"
+    assert own(like="frozen", learning_rate=3e-4).control == "frozen-random"
+    assert own(like="lora", lora_rank=4).control is None
+    assert own(like="from-scratch", learning_rate=3e-4).control is None
+
+
 def test_two_of_one_name_are_refused(tmp_path):
     twice = [{"name": "a", "like": "lora"}, {"name": "a", "like": "full"}]
     with pytest.raises(ValueError, match="strategies names the same twice"):

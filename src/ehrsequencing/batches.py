@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from ehrsequencing.config import DAYS_PER_YEAR, OUTCOME
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.features import FeatureMatrix
+from ehrsequencing.pairs import Pair
 from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.tokens import PAD, Tokenizer, TokenStore
 
@@ -296,6 +297,7 @@ class SurvivalData:
         tokens, features: of the same rows, in the same order.
         causes: the names of events 1, 2, …, the outcome first.
         visits: with predictions at every visit, what the encoder learns from; ``rows`` are then the visits evaluated.
+        pairs: of codes that tell of the outcome on the training rows; their columns are the last ones of ``features``.
     """
 
     rows: pl.DataFrame
@@ -306,6 +308,7 @@ class SurvivalData:
     cohort_fingerprint: str
     causes: tuple[str, ...] = (OUTCOME,)
     visits: VisitData | None = None
+    pairs: tuple[Pair, ...] = ()
 
     def __post_init__(self) -> None:
         sizes = {"tokens": len(self.tokens), "features": len(self.features.values)}

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, Integer
 from ehrsequencing.config import DAYS_PER_YEAR, FeaturesConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import BIRTH, DEATH
+from ehrsequencing.pairs import Occurrences, Pair, pair_columns
 
 _US_PER_DAY = 86_400_000_000
 _KEYS = ("subject_id", "prediction_time")
@@ -39,6 +40,10 @@ class FeatureMatrix:
         """The given rows, in the given order."""
         return FeatureMatrix(self.values[rows], self.names)
 
+    def beside(self, other: FeatureMatrix) -> FeatureMatrix:
+        """The same rows with the columns of another matrix after these."""
+        return FeatureMatrix(np.concatenate([self.values, other.values], axis=1), [*self.names, *other.names])
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureSpec:
@@ -49,6 +54,7 @@ class FeatureSpec:
         rows_with: that number, of each column.
         location, scale: value columns become (x − location) / scale; 0 and 1 elsewhere.
         mean_age: years; stands in where the birth is unknown.
+        pairs: of codes, whose columns follow all others (``names`` are of those alone).
     """
 
     names: tuple[str, ...]
@@ -57,6 +63,7 @@ class FeatureSpec:
     scale: Float64[np.ndarray, " P"]
     mean_age: float
     config: FeaturesConfig
+    pairs: tuple[Pair, ...] = ()
 
     @classmethod
     def fit(cls, history: pl.DataFrame, rows: pl.DataFrame, config: FeaturesConfig) -> FeatureSpec:
@@ -94,7 +101,8 @@ class FeatureSpec:
         """The specification as plain data for a JSON file; exact."""
         arrays = {name: getattr(self, name).tolist() for name in ("rows_with", "location", "scale")}
         config = self.config.model_dump(mode="json")
-        return {"names": list(self.names), **arrays, "mean_age": self.mean_age, "config": config}
+        pairs = [[pair.kind, pair.first, pair.second] for pair in self.pairs]
+        return {"names": list(self.names), **arrays, "mean_age": self.mean_age, "pairs": pairs, "config": config}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> FeatureSpec:
@@ -107,6 +115,7 @@ class FeatureSpec:
                 scale=np.array(data["scale"], dtype=np.float64),
                 mean_age=float(data["mean_age"]),
                 config=FeaturesConfig.model_validate(data["config"]),
+                pairs=tuple(Pair(*map(str, pair)) for pair in data.get("pairs", [])),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise EhrError(
@@ -127,6 +136,8 @@ def build_features(history: pl.DataFrame, rows: pl.DataFrame, spec: FeatureSpec)
     recency:CODE         exp(−days since the last one / ``recency_days``); 0 without any
     last:CODE, mean:CODE last (of equal times the largest) and mean finite value, standardised and clipped
     trend:CODE           least-squares slope a year of values at least ``trend_days`` apart, likewise
+    before:A > B         +1 where A was first recorded on an earlier day than B, -1 on a later one
+    together:A & B       exp(−days since both were last recorded on one day / ``recency_days``)
     ==================== ==================================================================================
 
     A missing value is 0, the median of those who have it. Births and deaths count for none of these but the age.
@@ -149,7 +160,31 @@ def build_features(history: pl.DataFrame, rows: pl.DataFrame, spec: FeatureSpec)
                 (x - spec.location[column]) / spec.scale[column], -spec.config.value_clip, spec.config.value_clip
             )
         values[row, column] = x
-    return FeatureMatrix(values, list(spec.names))
+    found = FeatureMatrix(values, list(spec.names))
+    return found.beside(_pairs(placed, spec.pairs, spec.config)) if spec.pairs else found
+
+
+def build_pairs(
+    history: pl.DataFrame, rows: pl.DataFrame, pairs: tuple[Pair, ...], config: FeaturesConfig
+) -> FeatureMatrix:
+    """The columns of pairs alone, as ``build_features`` has them."""
+    return _pairs(_Placed.of(history, rows), pairs, config)
+
+
+def widespread(history: pl.DataFrame, rows: pl.DataFrame, config: FeaturesConfig) -> Occurrences:
+    """When the codes that most of ``rows`` have with a time were recorded: ``pair_codes`` of them at most, each in at
+    least ``min_subjects`` rows (ties by name)."""
+    placed = _Placed.of(history, rows)
+    days = placed.days()
+    common = days.group_by("code").agg(pl.col("row").n_unique().alias("rows"))
+    common = common.filter(pl.col("rows") >= config.min_subjects).sort(["rows", "code"], descending=[True, False])
+    return Occurrences.of(days, placed.n, common["code"].head(config.pair_codes).to_list())
+
+
+def _pairs(placed: _Placed, pairs: tuple[Pair, ...], config: FeaturesConfig) -> FeatureMatrix:
+    codes = sorted({code for pair in pairs for code in (pair.first, pair.second)})
+    seen = Occurrences.of(placed.days(), placed.n, codes)
+    return FeatureMatrix(pair_columns(seen, pairs, config.recency_days), [pair.name for pair in pairs])
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +223,13 @@ class _Placed:
         birth = np.full(keys.height, np.nan)
         birth[births["row"].to_numpy()] = births["time"].to_physical().to_numpy()
         return cls(keys.height, events, keys["prediction_time"].to_physical().to_numpy(), birth)
+
+    def days(self) -> pl.DataFrame:
+        """``row, code, day`` of dated events, in whole days before the day of prediction."""
+        today = pl.Series(self.now).cast(pl.Datetime("us")).dt.date()
+        dated = self.events.filter(pl.col("time").is_not_null() & pl.col("code").is_not_null())
+        ago = today[dated["row"].to_numpy()] - dated["time"].dt.date()
+        return dated.select("row", "code").with_columns(day=ago.dt.total_days())
 
     def age(self) -> Float64[np.ndarray, " n"]:
         """Years at prediction_time; NaN where the birth is unknown."""

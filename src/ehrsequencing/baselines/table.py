@@ -31,6 +31,7 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.ridge import Standardiser
 from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.nonparametric import AalenJohansen, KaplanMeier
+from ehrsequencing.pairs import PAIR_KINDS
 
 MAX_COX_COLUMNS = 256
 LIGHT_PENALTIES = (1.0, 1e-2, 1e-4)
@@ -39,8 +40,8 @@ NO_EVENT = "no event of {} among the training rows: it gets no hazard"
 FOREST = "random-survival-forest"
 _AGE = "age"
 _SEX = re.compile(r"(static|count):([A-Z]+//)?(SEX|GENDER)([^A-Z]|$)", re.IGNORECASE)
-_LEFT_OUT = ("mean:", "trend:")
-"""Cox and boosting read counts, recency and last values; means and slopes are the wide model's."""
+_LEFT_OUT = ("mean:", "trend:", *(f"{kind}:" for kind in PAIR_KINDS))
+"""Cox and boosting read counts, recency and last values; means, slopes and pairs are the wide model's."""
 
 
 @dataclass(frozen=True)

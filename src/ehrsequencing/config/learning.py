@@ -30,6 +30,9 @@ class FeaturesConfig(Strict):
     recency_days: float = Field(default=365.0, gt=0, description="recency is exp(-days since the last / this)")
     trend_days: float = Field(default=30.0, gt=0, description="a trend needs values at least this far apart")
     value_clip: float = Field(default=4.0, gt=0, description="largest absolute standardised value")
+    pair_codes: int = Field(
+        default=100, ge=0, le=500, description="so many widespread codes are searched for telling pairs; 0: none"
+    )
 
 
 class ModelConfig(Strict):

@@ -138,6 +138,12 @@ class StudyConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _several_to_average(self) -> StudyConfig:
+        if self.ensemble and len(self.seeds) < 2:
+            raise ValueError("ensemble averages the seeds of a strategy: name two seeds or more")
+        return self
+
+    @model_validator(mode="after")
     def _no_calendar_folds(self) -> StudyConfig:
         if self.folds is not None and self.split.calendar is not None:
             raise ValueError("folds divide by hash: they do not go with split.calendar")

@@ -17,6 +17,7 @@ from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, BEHRTPreTrainedM
 from ehrsequencing.models.configuration import BIDIRECTIONAL_LEAK
 from ehrsequencing.models.footprint import count_parameters
 from ehrsequencing.models.heads import HEADS, RESIDUAL_STD, HazardHead, ResidualHead
+from ehrsequencing.models.pair_reader import read_pairs
 from ehrsequencing.models.pooling import whole_rows
 from ehrsequencing.models.strategies import Strategy, apply_strategy, find_strategy, strategy_from_config
 
@@ -56,11 +57,17 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
         return self.hazards(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
     def features(self, batch: Batch) -> Float[Tensor, "B *V F"]:
-        """The pooled vector of each patient, or of each of its visits, before the head's standardiser: what a frozen
-        encoder caches."""
-        if self.config.predict_at == "every_visit":
-            return self.behrt.pooled_visits(batch)
-        return self.behrt.pooled(batch)
+        """What the head reads, before its standardiser: the pooled vector of each patient and what its tokens say of
+        pairs, or the pooled vector of each of its visits."""
+        return self.with_pairs(self.pooled(batch), batch)
+
+    def pooled(self, batch: Batch) -> Float[Tensor, "B *V F"]:
+        """The pooled vector of each patient, or of each of its visits: what a frozen encoder caches."""
+        return self.behrt.pooled_visits(batch) if self.config.predict_at == "every_visit" else self.behrt.pooled(batch)
+
+    def with_pairs(self, pooled: Float[Tensor, "B *V F"], batch: Batch) -> Float[Tensor, "B *V F2"]:
+        """Pooled vectors with a number a pair of ``config.pairs`` after them."""
+        return torch.cat([pooled, read_pairs(batch, self.config.pairs)], dim=1) if self.config.pairs else pooled
 
     def hazards(self, features: Float[Tensor, "n F"]) -> Float[Tensor, "n K *R"]:
         """The head over any number of pooled vectors; in eval mode each to the same bits whichever others there are."""

@@ -49,7 +49,8 @@ class BEHRTConfig(PretrainedConfig):
     codes that are hidden from a pass in training. ``value_codes`` are the ids that carry numeric values (only they
     have a value vector). ``intermediate_size`` 0 means twice the hidden size. ``attention`` is the mask:
     ``bidirectional``, or ``block_causal`` (a token sees its own and earlier visits only). ``predict_at`` says where
-    hazards are given: at the ``index`` (one a record) or at ``every_visit``. ``hazards`` are ``proportional`` (all bins
+    hazards are given: at the ``index`` (one a record) or at ``every_visit``. ``pairs`` of codes (kind, id, id) are read
+    from the tokens beside the pooled vector (``pair_reader``). ``hazards`` are ``proportional`` (all bins
     share what the features say) or ``per_bin``; None: as the head had them before there was a choice
     (``head_hazards``; the residual head's were ``mixed``: the linear part shared, the MLP per bin). ``freeze_behrt``,
     ``use_lora`` and ``lora_*`` record the strategy, so that a saved model is rebuilt as it was trained.
@@ -77,6 +78,7 @@ class BEHRTConfig(PretrainedConfig):
     attention: str = "bidirectional"
     relations: list[str] | tuple[str, ...] = ()
     predict_at: str = "index"
+    pairs: list[list[str | int]] | tuple[tuple[str | int, ...], ...] = ()
     n_bins: int = 20
     n_causes: int = 1
     head: str = "mlp"
@@ -142,6 +144,11 @@ class BEHRTConfig(PretrainedConfig):
                 "choose sizes that divide",
                 code=Exit.CONFIG,
             )
+
+    @property
+    def n_features(self) -> int:
+        """What a hazard head reads: the pooled vector, and a number a pair."""
+        return 3 * self.hidden_size + len(self.pairs)
 
     @property
     def head_hazards(self) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ehrsequencing.batches import Batch, VisitPlaces, collate, micro_batches
 from ehrsequencing.config import TOKEN_BUDGET
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
+from ehrsequencing.models.pair_reader import read_pairs
 from ehrsequencing.progress import tracked
 from ehrsequencing.tokens import TokenStore
 
@@ -39,8 +40,15 @@ def in_micro_batches(
 
 @torch.no_grad()
 def encode(model: BEHRTForSurvival, store: TokenStore, rows: Int64[np.ndarray, " n"]) -> Float32[Tensor, "n F"]:
-    """Pooled features [n, 3H] in eval mode: what the hazard head reads."""
-    return _in_eval(model, lambda: in_micro_batches(model.features, store, rows, title=READING))
+    """Pooled vectors [n, 3H] in eval mode: what of the hazard head's input the encoder makes."""
+    return _in_eval(model, lambda: in_micro_batches(model.pooled, store, rows, title=READING))
+
+
+def pairs_of(model: BEHRTForSurvival, store: TokenStore, rows: Int64[np.ndarray, " n"]) -> Float32[Tensor, "n P"]:
+    """What the tokens of each row say of the model's pairs; P may be 0."""
+    if not model.config.pairs:
+        return torch.zeros(len(rows), 0)
+    return in_micro_batches(lambda batch: read_pairs(batch, model.config.pairs), store, rows)
 
 
 def visit_features(model: BEHRTForSurvival, visits: VisitPlaces, budget: int = TOKEN_BUDGET) -> Float[Tensor, "n F"]:

@@ -38,8 +38,8 @@ class StandardisedHead(nn.Module):
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(3 * config.hidden_size))
-        self.register_buffer("std", torch.ones(3 * config.hidden_size))
+        self.register_buffer("mean", torch.zeros(config.n_features))
+        self.register_buffer("std", torch.ones(config.n_features))
 
     def standardised(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """(x − mean)/std."""

@@ -50,6 +50,17 @@ class Strategy:
         return self.trains == {"head"}
 
     @property
+    def control(self) -> str | None:
+        """The control that shows, on the same patients, whether pretraining contributed; none has adapters.
+
+        >>> STRATEGIES["full"].control, STRATEGIES["frozen"].control, STRATEGIES["lora"].control
+        ('from-scratch', 'frozen-random', None)
+        """
+        if self.kind == "control" or "lora" in self.trains:
+            return None
+        return "frozen-random" if self.cached_features else "from-scratch"
+
+    @property
     def deterministic(self) -> bool:
         """True where every seed gives the same: a convex fit on a pretrained encoder."""
         return self.head == "linear" and self.encoder == "pretrained"

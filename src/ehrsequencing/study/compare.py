@@ -12,6 +12,7 @@ from ehrsequencing.cohort import Cohort
 from ehrsequencing.config import DAYS_PER_YEAR, HELD_OUT, TRAIN, TUNING, StudyConfig
 from ehrsequencing.evaluation.compare import INTERVAL_MEANING, Scores
 from ehrsequencing.evaluation.sample_size import check
+from ehrsequencing.models.own_strategies import read_strategy
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.study.data import Division, fold_numbers
 from ehrsequencing.study.document import KINDS, Judged, Model, default_horizons, differences, document, too_few
@@ -28,8 +29,6 @@ POOLED = (
     "Every model but the curve that is the same for all is recalibrated on the tuning part of its fold, where that has "
     "20 events or more."
 )
-CONTROLS = {"frozen-ridge": "frozen-random", "frozen": "frozen-random", "full": "from-scratch"}
-"""What shows, on the same patients, whether pretraining contributed to a strategy."""
 
 
 def pool(scored: Sequence[Scored]) -> list[Model]:
@@ -97,7 +96,7 @@ def compare(
         "interval": f"{INTERVAL_MEANING} {POOLED if pooled else ONE_SPLIT}",
         **facts,
         "warnings": [*too_few(judged.events), *facts.get("warnings", [])],
-        "differences": differences(_pairs(models, scores), scores),
+        "differences": differences(_pairs(study, models, scores), scores),
     }
 
 
@@ -154,10 +153,11 @@ def best_simple(models: Sequence[Model], scores: Mapping[str, Scores]) -> str | 
     return max(simple, key=lambda name: scores[name].figures["uno_c"][0], default=None)
 
 
-def _pairs(models: Sequence[Model], scores: Mapping[str, Scores]) -> list[tuple[str, str]]:
+def _pairs(study: StudyConfig, models: Sequence[Model], scores: Mapping[str, Scores]) -> list[tuple[str, str]]:
     """Strategies, controls and oracle against the best simple model, and strategies against their controls."""
     against = best_simple(models, scores)
     if against is None:
         return []
     beside = [(model.name, against) for model in models if model.kind != "baseline"]
-    return beside + [(name, control) for name, control in CONTROLS.items() if name in scores and control in scores]
+    controlled = [(strategy.name, strategy.control) for strategy in map(read_strategy, study.strategies)]
+    return beside + [(name, control) for name, control in controlled if control is not None and control in scores]

@@ -44,6 +44,7 @@ from ehrsequencing.sources.omop import convert_omop
 from ehrsequencing.sources.synthea import convert_synthea
 from ehrsequencing.study.casemix import describe_casemix
 from ehrsequencing.study.readable import Readable
+from ehrsequencing.study.telling_pairs import with_pairs
 from ehrsequencing.synthetic import simulate
 from ehrsequencing.timegrid import TimeGrid, truncate
 from ehrsequencing.tokens import Tokenizer, TokenStore, tokenize, tokenize_windows
@@ -264,6 +265,7 @@ def prepare(
         causes=cohort.task.causes,
         visits=None if cohort.visits is None else _visit_data(dataset, cohort, cohort.visits, tokenizer, grid),
     )
+    data, spec = with_pairs(data, spec, history)
     return Prepared(data, spec, tau, describe_casemix(history, train, tokenizer, tau, cohort.task.causes))
 
 

@@ -24,6 +24,7 @@ from ehrsequencing.models.forward import (
     encode_visits,
     hazard_logits,
     in_micro_batches,
+    pairs_of,
     visit_features,
     visit_logits,
 )
@@ -49,10 +50,19 @@ class FeatureCache:
 
     def __init__(self) -> None:
         self._kept: dict[str, Float32[Tensor, "N F"]] = {}
+        self._pairs: dict[str, Float32[Tensor, "N P"]] = {}
         self.encoder_passes = 0
 
     def get(self, model: BEHRTForSurvival, data: SurvivalData) -> Float32[Tensor, "N F"]:
-        """Features of every row of ``data``, or of all of its visits, under the model's encoder, in eval mode."""
+        """What the head reads of every row of ``data``, or of all of its visits, in eval mode."""
+        pooled, pairs = self.pooled(model, data), model.config.pairs
+        key = f"{data.tokens.fingerprint}/{pairs}"
+        if pairs and key not in self._pairs:
+            self._pairs[key] = pairs_of(model, data.tokens, np.arange(len(data)))
+        return torch.cat([pooled, self._pairs[key]], dim=1) if pairs else pooled
+
+    def pooled(self, model: BEHRTForSurvival, data: SurvivalData) -> Float32[Tensor, "N F"]:
+        """Pooled vectors of every row of ``data``, or of all of its visits, under the model's encoder, in eval mode."""
         order = hashlib.blake2b(data.tokens.subject_id.tobytes(), digest_size=16).hexdigest()
         read = f"{data.tokens.fingerprint}/{order}" if data.visits is None else data.visits.places.fingerprint
         key = f"{module_digest(model.behrt)}/{read}/{model.config.attention}"
@@ -164,12 +174,19 @@ def new_model(
 ) -> BEHRTForSurvival:
     """A copy of the encoder under the strategy, with a new head of the sizes that ``data`` asks for."""
     torch.manual_seed(seed)
-    shape = {"n_bins": data.grid.n_bins, "n_causes": data.n_causes}
-    overrides = {**overrides, **shape, "head": strategy.head, "hazards": strategy.hazards}
+    shape = {"n_bins": data.grid.n_bins, "n_causes": data.n_causes, "pairs": pair_ids(data)}
+    overrides = {**shape, **overrides, "head": strategy.head, "hazards": strategy.hazards}
     predict_at = "index" if data.visits is None else "every_visit"
     return BEHRTForSurvival.from_encoder(
         encoder, strategy=strategy, predict_at=predict_at, attention=attention, **overrides
     )
+
+
+def pair_ids(data: SurvivalData) -> list[list[str | int]]:
+    """The pairs of ``data`` as a model reads them: of codes that the tokenizer knows, at the index."""
+    number = {code: at for at, code in enumerate(data.tokenizer.codes)}
+    known = [pair for pair in data.pairs if pair.first in number and pair.second in number]
+    return [[pair.kind, number[pair.first], number[pair.second]] for pair in known if data.visits is None]
 
 
 def start_head(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache) -> RidgeHazard | None:
@@ -190,7 +207,10 @@ def _prepare_head(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCac
     features = cache.get(model, data)[torch.from_numpy(learned)]
     targets = data.targets(rows)
     marginal = data.grid.marginal_logits(targets.duration.numpy(), targets.event.numpy(), data.n_causes)
-    model.hazard_head.set_standardiser(features.mean(dim=0), features.std(dim=0))
+    mean, std = features.mean(dim=0), features.std(dim=0)
+    own = len(mean) - len(model.config.pairs)
+    mean[own:], std[own:] = 0, 1  # columns of pairs lie in [-1, 1], mostly at 0: scaled, a rare one would dominate
+    model.hazard_head.set_standardiser(mean, std)
     model.hazard_head.set_marginal(torch.from_numpy(marginal).float())
 
 

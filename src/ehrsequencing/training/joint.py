@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
-from ehrsequencing.models.forward import in_micro_batches
+from ehrsequencing.models.forward import in_micro_batches, pairs_of
 from ehrsequencing.training.finetune import head_logits, start_head
 from ehrsequencing.training.objectives import NO_PAIR, Forward, SurvivalObjective
 from ehrsequencing.training.resume import Snapshot, digest_of
@@ -50,9 +50,9 @@ class JointSurvival(nn.Module):
             view.train(mode)
         return self
 
-    def features(self, rows: UnionRows, at: Int64[np.ndarray, " n"]) -> Float[Tensor, "n F"]:
+    def pooled(self, rows: UnionRows, at: Int64[np.ndarray, " n"]) -> Float[Tensor, "n F"]:
         """Pooled vectors of the union's rows ``at``; graphs are kept."""
-        return in_micro_batches(self.any_view.features, rows.tokens, at)
+        return in_micro_batches(self.any_view.pooled, rows.tokens, at)
 
     @classmethod
     def start(
@@ -114,6 +114,9 @@ class OutcomesObjective:
         self, model: JointSurvival, datas: Mapping[str, SurvivalData], rows: UnionRows, lambda_rank: float
     ) -> None:
         self.model, self.rows, self._encoded = model, rows, _Encoded(len(rows))
+        self.pairs = {
+            name: pairs_of(model.views[name], data.tokens, np.arange(len(data))) for name, data in datas.items()
+        }
         self.outcomes = {
             name: _Outcome.of(SurvivalObjective(data, self._forward(name), lambda_rank), rows.places[name], len(rows))
             for name, data in datas.items()
@@ -125,7 +128,11 @@ class OutcomesObjective:
     def _forward(self, name: str) -> Forward:
         """From rows of the outcome's data, which are in hand, to its logits."""
         view, place = self.model.views[name], self.rows.places[name]
-        return lambda rows: view.hazards(self._encoded.of(place[rows]))
+        return lambda rows: view.hazards(self.beside(name, self._encoded.of(place[rows]), rows))
+
+    def beside(self, name: str, pooled: Float[Tensor, "n F"], rows: Int64[np.ndarray, " n"]) -> Float[Tensor, "n F2"]:
+        """Pooled vectors of rows of an outcome's data, with what their tokens say of its pairs."""
+        return torch.cat([pooled, self.pairs[name][torch.from_numpy(rows)]], dim=1)
 
     def _union(self, of: Callable[[SurvivalObjective], Int64[np.ndarray, " n"]]) -> Int64[np.ndarray, " m"]:
         parts = [self.rows.places[name][of(outcome.objective)] for name, outcome in self.outcomes.items()]
@@ -134,14 +141,14 @@ class OutcomesObjective:
     def loss(self, rows: Int64[np.ndarray, " b"]) -> Float[Tensor, ""]:
         """The mean of the losses of the outcomes that have rows in the step; every patient is encoded once."""
         at = self.train[rows]
-        self._encoded.hold(at, self.model.features(self.rows, at))  # [b, F]
+        self._encoded.hold(at, self.model.pooled(self.rows, at))  # [b, F]
         losses = [each.objective.loss(own) for each in self.outcomes.values() if len(own := each.among(at))]
         return torch.stack(losses).mean()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Every outcome's figures as ``NAME/figure``, their means over the outcomes, and the ``score``."""
-        self._encoded.hold(self.tuning, self.model.features(self.rows, self.tuning))  # [m, F]
+        self._encoded.hold(self.tuning, self.model.pooled(self.rows, self.tuning))  # [m, F]
         found = {name: each.objective.validate() for name, each in self.outcomes.items()}
         named = {f"{name}/{key}": value for name, own in found.items() for key, value in own.items() if key != "score"}
         return {**named, **_means(found), "score": self.score(found)}
@@ -155,8 +162,9 @@ class OutcomesObjective:
         """The score of the heads as they start, on the features of the encoder as it starts."""
         found = {}
         for name, each in self.outcomes.items():
-            view, place = self.model.views[name], torch.from_numpy(self.rows.places[name][each.objective.tuning])
-            found[name] = each.objective.score(head_logits(view, shared.all(view)[place]))
+            view, tuning = self.model.views[name], each.objective.tuning
+            pooled = shared.all(view)[torch.from_numpy(self.rows.places[name][tuning])]
+            found[name] = each.objective.score(head_logits(view, self.beside(name, pooled, tuning)))
         return self.score(found)
 
     def notes(self, name: str) -> list[str]:

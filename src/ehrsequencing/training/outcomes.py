@@ -149,10 +149,14 @@ def _fit_jointly(
     common = [*audit.notes, *schedule.pacing.held_to_the_end(len(history)), *_asides(recipe, datas)]
     common += [] if start is None else start.keep_if_better(joint, history)
     joint.eval()
-    features = encode(joint.any_view, shared.rows.tokens, np.arange(len(shared.rows)))  # [N, F]
+    pooled = encode(joint.any_view, shared.rows.tokens, np.arange(len(shared.rows)))  # [N, F]
+    features = {
+        name: objective.beside(name, pooled[torch.from_numpy(shared.rows.places[name])], np.arange(len(data)))
+        for name, data in datas.items()
+    }
     seconds = max(sum(epoch.seconds for epoch in history), time.perf_counter() - started)
     return {
-        name: _one_of(joint, name, features[torch.from_numpy(shared.rows.places[name])], strategy, history, seconds,
+        name: _one_of(joint, name, features[name], strategy, history, seconds,
                       [*told[name], *objective.notes(name), *common])
         for name in datas
     }  # fmt: skip

@@ -97,8 +97,8 @@ class OutcomeFeatures(FeatureCache):
         super().__init__()
         self._shared, self._place = shared, torch.from_numpy(shared.rows.places[name])
 
-    def get(self, model: BEHRTForSurvival, data: SurvivalData) -> Float32[Tensor, "n F"]:
-        """Features of every row of the outcome's own ``data``."""
+    def pooled(self, model: BEHRTForSurvival, data: SurvivalData) -> Float32[Tensor, "n F"]:
+        """Pooled vectors of every row of the outcome's own ``data``."""
         return self._shared.all(model)[self._place]
 
 

@@ -1,0 +1,176 @@
+"""Which pairs of codes tell of the outcome beyond what each code says: score tests of what a linear hazard leaves over.
+
+Among hundreds of codes there are thousands of pairs, and a penalised model of them all would learn mostly noise. So
+every pair is tested, against an error rate of the whole family (Bonferroni 1936), and only those found are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+from scipy.stats import chi2
+
+from ehrsequencing.batches import SurvivalData, Targets
+from ehrsequencing.config import MIN_TRAIN_EVENTS, MIN_TUNING_EVENTS, TRAIN, TUNING
+from ehrsequencing.hazards import cause_shares, softplus, total_logit
+from ehrsequencing.models.losses import exposure
+from ehrsequencing.models.ridge import Standardiser
+from ehrsequencing.models.wide import RidgeHazard, fit_ridge_hazard, score_screen
+from ehrsequencing.pairs import PAIR_KINDS, Occurrences, Pair, pair_columns
+
+FAMILY_ERROR = 0.05
+"""Chance of finding any pair where none tells anything."""
+MIN_INFORMATION = 10.0
+"""Expected outcomes that a pair's column must vary over, about: with fewer, χ² is no approximation."""
+MOST_PAIRS = 20
+BASE_COLUMNS = 200
+"""Columns of the linear hazard whose remainder is searched: the best by univariate score."""
+SEARCHED_ROWS = 20_000
+"""Training rows that a search reads, at most; the pairs are then fitted on all of them."""
+
+
+def searched_rows(data: SurvivalData) -> np.ndarray:
+    """Training rows to search: all, or every so many of them; none where outcomes are too few to single a pair out."""
+    rows = data.index(TRAIN)
+    if int((data.targets(rows).event == 1).sum()) < MIN_TRAIN_EVENTS:
+        return rows[:0]
+    return rows[:: -(-len(rows) // SEARCHED_ROWS)]
+
+
+def find_pairs(data: SurvivalData, seen: Occurrences, rows: np.ndarray, recency_days: float) -> tuple[Pair, ...]:
+    """The pairs whose columns tell of the outcome (cause 1) beyond a penalised linear hazard of the features.
+
+    A pair must pass a score test twice: as it is, and as what is left of it beside the presence and recency of both
+    codes and the pairs found before it. Where the tuning rows have outcomes enough to say so, all are dropped if the
+    linear hazard predicts these worse with them.
+
+    Args:
+        data: with the features' own columns alone.
+        seen: of the codes among which to search, of ``rows``.
+        rows: of ``data``, training rows (``searched_rows``).
+        recency_days: of the columns of ``together``.
+    """
+    if not len(rows) or len(seen.codes) < 2:
+        return ()
+    base = _Base.of(data)
+    rest = _Rest.of(base.fit.logits(base.x[rows]), data.targets(rows), data.grid.n_bins)
+    scored = _scored(seen, rest, recency_days)
+    if not scored:
+        return ()
+    threshold = float(chi2.isf(FAMILY_ERROR / len(scored), 1))
+    candidates = sorted((one for one in scored if one.score > threshold), key=lambda one: -one.score)
+    return _chosen(candidates, seen, rest, threshold, recency_days)
+
+
+def still_better(data: SurvivalData, columns: Float64[np.ndarray, "n p"]) -> bool:
+    """Whether a linear hazard predicts the tuning rows at least as well with ``columns`` beside the features'."""
+    tuning = data.targets(data.index(TUNING))
+    if int((tuning.event == 1).sum()) < MIN_TUNING_EVENTS:
+        return True
+    base = _Base.of(data)
+    wider = _fit(data, np.concatenate([base.x, columns], axis=1))
+    return _best(wider) <= _best(base.fit)
+
+
+class _Scored(NamedTuple):
+    score: float
+    kind: str
+    first: int
+    second: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Base:
+    """The linear hazard of the best-scoring columns."""
+
+    x: np.ndarray
+    fit: RidgeHazard
+
+    @classmethod
+    def of(cls, data: SurvivalData) -> _Base:
+        train = data.index(TRAIN)
+        values = data.features.values
+        z = Standardiser.fit(values[train])(values[train])
+        score = score_screen(z, data.targets(train), data.grid.n_bins)
+        kept = np.sort(np.argsort(-score, kind="stable")[:BASE_COLUMNS])
+        return cls(values[:, kept], _fit(data, values[:, kept]))
+
+
+def _fit(data: SurvivalData, x: np.ndarray) -> RidgeHazard:
+    train, tuning = data.index(TRAIN), data.index(TUNING)
+    return fit_ridge_hazard(
+        x[train], data.targets(train), x[tuning], data.targets(tuning), n_bins=data.grid.n_bins, n_causes=data.n_causes
+    )
+
+
+def _best(fit: RidgeHazard) -> float:
+    return min(row.tuning_nll for row in fit.path)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rest:
+    """Of each row what the linear hazard left over: whether the outcome came, less how often it was expected."""
+
+    residual: Float64[np.ndarray, " n"]
+    expected: Float64[np.ndarray, " n"]
+
+    @classmethod
+    def of(cls, logits: Float64[np.ndarray, "n K *R"], targets: Targets, n_bins: int) -> _Rest:
+        lived = exposure(targets.bin, targets.fraction, n_bins).numpy()  # [n,K]
+        hazard = softplus(total_logit(logits)) * cause_shares(logits)[:, :, 0]  # [n,K]
+        expected = (lived * hazard).sum(axis=1)  # [n]
+        return cls((targets.event.numpy() == 1) - expected, expected)
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """χ² of each column beside an intercept; 0 where too little is known of it."""
+        known = self.expected @ np.square(x) - (self.expected @ x) ** 2 / self.expected.sum()
+        centred = self.residual @ x - self.residual.sum() * (self.expected @ x) / self.expected.sum()
+        return np.divide(centred**2, known, out=np.zeros_like(known), where=known >= MIN_INFORMATION)
+
+    def score_beside(self, x: np.ndarray, others: np.ndarray) -> float:
+        """χ² of one column beside others, by what these leave of it; 0 where too little is left."""
+        weighted = others * self.expected[:, None]
+        left = x - others @ np.linalg.lstsq(others.T @ weighted, weighted.T @ x, rcond=None)[0]
+        known = float(self.expected @ np.square(left))
+        return float((self.residual @ left) ** 2 / known) if known >= MIN_INFORMATION else 0.0
+
+
+def _scored(seen: Occurrences, rest: _Rest, recency_days: float) -> list[_Scored]:
+    """Every pair of which enough is known, with its own score."""
+    found = []
+    for kind in PAIR_KINDS:
+        for first in range(len(seen.codes) - 1):
+            others = np.arange(first + 1, len(seen.codes))
+            scores = rest.scores(PAIR_KINDS[kind].columns(seen, first, others, recency_days).astype(np.float64))
+            found += [_Scored(float(scores[i]), kind, first, int(others[i])) for i in np.flatnonzero(scores)]
+    return found
+
+
+def _chosen(
+    candidates: list[_Scored], seen: Occurrences, rest: _Rest, threshold: float, recency_days: float
+) -> tuple[Pair, ...]:
+    """Of the candidates, best first, those that still tell something beside their codes and the ones chosen before."""
+    chosen: list[Pair] = []
+    columns = np.zeros((len(seen), 0))
+    for one in candidates:
+        pair = Pair(one.kind, seen.codes[one.first], seen.codes[one.second])
+        x = pair_columns(seen, (pair,), recency_days).astype(np.float64)
+        beside = np.concatenate([_alone(seen, one, recency_days), columns], axis=1)
+        if rest.score_beside(x[:, 0], beside) > threshold:
+            chosen.append(pair)
+            columns = np.concatenate([columns, x], axis=1)
+        if len(chosen) == MOST_PAIRS:
+            break
+    return tuple(chosen)
+
+
+def _alone(seen: Occurrences, pair: _Scored, recency_days: float) -> Float64[np.ndarray, "n 5"]:
+    """What either code says by itself: an intercept, their presence, their recency."""
+    parts = [np.ones(len(seen))]
+    for code in (pair.first, pair.second):
+        present = seen.has(code)
+        parts += [present, np.where(present, np.exp(-seen.latest[:, code] / recency_days), 0.0)]
+    return np.stack(parts, axis=1).astype(np.float64)

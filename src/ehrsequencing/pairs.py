@@ -1,0 +1,134 @@
+"""Pairs of codes in cut histories: which of two was recorded first, and how recently both were recorded on one day.
+
+A count or a recency of one code says neither. Columns of pairs are few: those that a search found to tell of the
+outcome (``models.pair_search``). Sequences of two codes as predictors: Estiri et al. 2020, J Biomed Inform 109:103538.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Float32, Int32, Int64, Integer
+
+NEVER = -1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two codes, and what of them is meant: an entry of ``PAIR_KINDS``."""
+
+    kind: str
+    first: str
+    second: str
+
+    @property
+    def name(self) -> str:
+        """Of its column.
+
+        >>> Pair("before", "ICD10CM//N18.3", "ATC//M01AE01").name
+        'before:ICD10CM//N18.3 > ATC//M01AE01'
+        """
+        return f"{self.kind}:{self.first} {PAIR_KINDS[self.kind].sign} {self.second}"
+
+
+@dataclass(frozen=True, eq=False)
+class Occurrences:
+    """When each of C codes was recorded in n histories, in whole days before the day of prediction.
+
+    Attributes:
+        earliest, latest: of each code; ``NEVER`` where it was not recorded with a time.
+        row, pair, day: one entry for each two codes i < j that a history has on one day: i·C + j, and the latest
+            such day.
+    """
+
+    codes: tuple[str, ...]
+    earliest: Int32[np.ndarray, "n C"]
+    latest: Int32[np.ndarray, "n C"]
+    row: Int64[np.ndarray, " e"]
+    pair: Int64[np.ndarray, " e"]
+    day: Int64[np.ndarray, " e"]
+
+    @classmethod
+    def of(cls, events: pl.DataFrame, n: int, codes: list[str]) -> Occurrences:
+        """From ``row, code, day`` of dated events (day: whole, before prediction; a code's several on one day count
+        once)."""
+        width = len(codes)
+        known = events.filter(pl.col("code").is_in(codes)).select(
+            "row", pl.col("code").cast(pl.Enum(codes)).to_physical().cast(pl.Int64), "day"
+        )
+        known = known.unique()
+        extremes = known.group_by("row", "code").agg(first=pl.col("day").max(), last=pl.col("day").min())
+        earliest, latest = (np.full((n, width), NEVER, dtype=np.int32) for _ in range(2))
+        at = extremes["row"].to_numpy(), extremes["code"].to_numpy()
+        earliest[at], latest[at] = extremes["first"].to_numpy(), extremes["last"].to_numpy()
+        both = (
+            known.join(known, on=["row", "day"], suffix="_other")
+            .filter(pl.col("code") < pl.col("code_other"))
+            .group_by("row", (pl.col("code") * width + pl.col("code_other")).alias("pair"))
+            .agg(pl.col("day").min())
+            .sort("pair", "row")
+        )
+        found = (both[name].cast(pl.Int64).to_numpy() for name in ("row", "pair", "day"))
+        return cls(tuple(codes), earliest, latest, *found)
+
+    def __len__(self) -> int:
+        return len(self.earliest)
+
+    def has(self, code: int) -> Bool[np.ndarray, " n"]:
+        """Which histories have the code of that number."""
+        return self.earliest[:, code] != NEVER
+
+
+Columns = Callable[[Occurrences, int, Integer[np.ndarray, " m"], float], Float32[np.ndarray, "n m"]]
+"""The columns of one code with each of several others, all of higher number; the last argument is ``recency_days``."""
+
+
+def _before(seen: Occurrences, first: int, others: Integer[np.ndarray, " m"], recency_days: float) -> np.ndarray:
+    own, other = seen.earliest[:, [first]], seen.earliest[:, others]  # [n,1], [n,m]
+    both = (own != NEVER) & (other != NEVER)
+    return np.where(both, np.sign(own - other), 0).astype(np.float32)
+
+
+def _together(seen: Occurrences, first: int, others: Integer[np.ndarray, " m"], recency_days: float) -> np.ndarray:
+    width = len(seen.codes)
+    begin, end = np.searchsorted(seen.pair, [first * width, (first + 1) * width])
+    place = np.full(width, NEVER)
+    place[others] = np.arange(len(others))
+    column = place[seen.pair[begin:end] - first * width]
+    asked = column != NEVER
+    found = np.zeros((len(seen), len(others)), dtype=np.float32)
+    found[seen.row[begin:end][asked], column[asked]] = np.exp(-seen.day[begin:end][asked] / recency_days)
+    return found
+
+
+@dataclass(frozen=True)
+class PairKind:
+    """What is said of two codes; ``sign`` stands between them in a column's name."""
+
+    why: str
+    sign: str
+    columns: Columns
+
+
+PAIR_KINDS: Mapping[str, PairKind] = MappingProxyType(
+    {
+        "before": PairKind("+1 where the first was recorded on an earlier day, -1 on a later one", ">", _before),
+        "together": PairKind("exp(-days since both were last recorded on one day / recency_days)", "&", _together),
+    }
+)
+
+
+def pair_columns(seen: Occurrences, pairs: tuple[Pair, ...], recency_days: float) -> Float32[np.ndarray, "n p"]:
+    """The column of each pair; 0 where a history lacks one of the codes."""
+    number = {code: at for at, code in enumerate(seen.codes)}
+    found = np.zeros((len(seen), len(pairs)), dtype=np.float32)
+    for column, pair in enumerate(pairs):
+        a, b = number[pair.first], number[pair.second]
+        low, high = min(a, b), max(a, b)
+        x = PAIR_KINDS[pair.kind].columns(seen, low, np.array([high]), recency_days)[:, 0]
+        found[:, column] = -x if a > b and pair.kind == "before" else x
+    return found
