@@ -196,7 +196,7 @@ class TestJoint:
         singly = []
         for number, each in enumerate(objective.outcomes.values()):
             own = each.among(objective.train[rows])
-            objective._encoded.hold(objective.train[rows], model.features(objective.rows, objective.train[rows]))
+            objective._encoded.hold(objective.train[rows], model.pooled(objective.rows, objective.train[rows]))
             found = gradients(model, lambda each=each, own=own: each.objective.loss(own))
             assert {name.split(".")[1] for name in found if name.startswith("heads.")} == {str(number)}
             assert any("lora_B" in name for name in found)

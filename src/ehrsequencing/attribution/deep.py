@@ -14,6 +14,7 @@ from torch import Tensor
 from ehrsequencing.batches import Batch
 from ehrsequencing.models.behrt import BEHRTEmbeddings
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
+from ehrsequencing.models.pair_reader import read_pairs
 from ehrsequencing.tokens import CLS, MASK, N_SPECIAL, PAD, TokenStore
 
 BATCH_FIELDS = tuple(item.name for item in fields(Batch))
@@ -62,15 +63,18 @@ def reading(model: BEHRTForSurvival) -> Iterator[None]:
         model.train(training)
 
 
-def deep_logits(model: BEHRTForSurvival, content: Float[Tensor, "B L W"], batch: Batch) -> Float[Tensor, "B K *R"]:
-    """Hazard logits at prediction_time, or, with predictions at every visit, at the last visit of each record."""
+def deep_logits(
+    model: BEHRTForSurvival, content: Float[Tensor, "B L W"], batch: Batch, pairs: Float[Tensor, "B P"]
+) -> Float[Tensor, "B K *R"]:
+    """Hazard logits at prediction_time, or, with predictions at every visit, at the last visit of each record; with
+    ``pairs`` in place of what the tokens say of the model's pairs."""
     silent = replace(batch, value=torch.zeros_like(batch.value), has_value=torch.zeros_like(batch.has_value))
     with replaced_content(model, content):
-        features = model.features(silent)  # [B,F] or [B,V,F]
-    if features.ndim == 3:
+        pooled = model.pooled(silent)  # [B,F] or [B,V,F]
+    if pooled.ndim == 3:
         last = batch.visit.amax(dim=1)  # [B]
-        features = features[torch.arange(len(last)), last]
-    return model.hazard_head(features)[:, 0]
+        pooled = pooled[torch.arange(len(last)), last]
+    return model.hazard_head(torch.cat([pooled, pairs], dim=1))[:, 0]
 
 
 class Baseline(NamedTuple):
@@ -103,10 +107,12 @@ BASELINES: Mapping[str, Baseline] = {
 
 @dataclass(frozen=True)
 class DeepInput:
-    """Records as captum takes them: content, the baseline's content, and the batch's tensors that stay as they are."""
+    """Records as captum takes them: content, the baseline's content, what the tokens say of pairs (of which nothing is
+    known in the baseline), and the batch's tensors that stay as they are."""
 
     content: Float[Tensor, "B L W"]
     baseline: Float[Tensor, "B L W"]
+    pairs: Float[Tensor, "B P"]
     batch: Batch
 
     @classmethod
@@ -114,7 +120,8 @@ class DeepInput:
     def of(cls, model: BEHRTForSurvival, batch: Batch, vector: Float[Tensor, " W"]) -> DeepInput:
         """[CLS] and padding are the same in content and baseline."""
         content = content_of(model.behrt.embeddings, batch)  # [B,L,W]
-        return cls(content, torch.where(is_content(batch)[..., None], vector, content), batch)
+        pairs = read_pairs(batch, model.config.pairs)  # [B,P]
+        return cls(content, torch.where(is_content(batch)[..., None], vector, content), pairs, batch)
 
     @property
     def beside(self) -> tuple[Tensor, ...]:

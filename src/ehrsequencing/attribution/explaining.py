@@ -17,7 +17,14 @@ from torch import Tensor
 from ehrsequencing.attribution.attributions import Attributions
 from ehrsequencing.attribution.deep import BASELINES, BATCH_FIELDS, DeepInput, deep_logits, reading
 from ehrsequencing.attribution.gradients import POINTS, STEP_BUDGET, TOLERANCE, Integrated, integrate
-from ehrsequencing.attribution.records import Records, feature_attributions, merged, sample, token_attributions
+from ehrsequencing.attribution.records import (
+    Records,
+    feature_attributions,
+    merged,
+    pair_attributions,
+    sample,
+    token_attributions,
+)
 from ehrsequencing.attribution.risk import RowRisk, WideLogits
 from ehrsequencing.batches import Batch, collate, micro_batches
 from ehrsequencing.bundle import Bundle
@@ -149,13 +156,14 @@ class _Explained:
         return [BASELINES[self.baseline].words] * self.has_deep + [WIDE_WORDS] * self.has_wide
 
     def __call__(self, *tensors: Tensor) -> Float64[Tensor, " B"]:
-        """The risk, from the content and the wide columns (what there is of the two), then the batch's tensors."""
+        """The risk, from content and pairs, and the wide columns (what there is of the two), then the batch's
+        tensors."""
         left = list(tensors)
-        content = left.pop(0) if self.has_deep else None
+        content, pairs = (left.pop(0), left.pop(0)) if self.has_deep else (None, None)
         columns = left.pop(0) if self.has_wide else None
         deep = None
-        if content is not None:
-            deep = deep_logits(self.bundle.model, content, Batch(**dict(zip(BATCH_FIELDS, left, strict=True))))
+        if content is not None and pairs is not None:
+            deep = deep_logits(self.bundle.model, content, Batch(**dict(zip(BATCH_FIELDS, left, strict=True))), pairs)
         return self.risk(deep, None if columns is None else self.wide(columns))
 
     def attribute(self, records: Records) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -164,14 +172,18 @@ class _Explained:
         value, start, steps = np.zeros(n), np.zeros(n), np.zeros(n, dtype=np.int64)
         wide = np.zeros((n, len(self.wide.columns)))
         deep = np.zeros(0 if records.tokens is None else len(records.tokens.code))
+        pairs = np.zeros((n, len(self.bundle.model.config.pairs)))
         with reading(self.bundle.model):
             for at, found in self._integrated(records):
                 value[at], start[at], steps[at] = found.value.numpy(), found.start.numpy(), found.steps.numpy()
                 parts = list(found.parts)
                 if records.tokens is not None:
                     deep[_token_places(records.tokens, at)] = _per_token(parts.pop(0), records.tokens, at)
+                    pairs[at] = parts.pop(0).numpy()
                 if records.features is not None:
                     wide[at] = parts.pop(0).numpy()
+        if records.tokens is not None:
+            deep += pair_attributions(records.tokens, self.bundle.model.config.pairs, pairs)
         people = records.rows.with_columns(risk=value, baseline_risk=start, steps=steps)
         return people, self._table(records, deep, wide)
 
@@ -196,7 +208,8 @@ class _Explained:
             model = self.bundle.model
             vector = BASELINES[self.baseline].vector(model.behrt.embeddings, records.tokens).detach()
             deep = DeepInput.of(model, collate(records.tokens, at), vector)
-            inputs, baselines, beside = [deep.content], [deep.baseline], deep.beside
+            inputs, beside = [deep.content, deep.pairs], deep.beside
+            baselines = [deep.baseline, torch.zeros_like(deep.pairs)]
             at_once = STEP_BUDGET // deep.content.shape[1]
         if records.features is not None:
             x = torch.from_numpy(records.features.values[at][:, self.wide.columns].astype(np.float64))  # [b,u]
@@ -212,7 +225,8 @@ class _Explained:
         if records.tokens is not None:
             parts.append(token_attributions(records.tokens, self.bundle.tokenizer, deep))
         if records.features is not None:
-            parts.append(feature_attributions(records, records.features.names, self.wide.columns, wide))
+            about = records.features.names, self.wide.columns, wide, self.bundle.features.pairs
+            parts.append(feature_attributions(records, *about))
         keys = records.rows.select("subject_id", "prediction_time").with_row_index("row").cast({"row": pl.Int64})
         return merged(parts).join(keys, on="row", how="left", maintain_order="left").select(
             "subject_id", "prediction_time", "code", "days_before", "attribution"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,8 @@ from ehrsequencing.cohort import cut
 from ehrsequencing.events import BIRTH, DEATH, MedsDataset, rank_hash
 from ehrsequencing.features import RECORD_COLUMNS, FeatureMatrix, build_features
 from ehrsequencing.inference import read_visits
+from ehrsequencing.models.pair_reader import PairIds
+from ehrsequencing.pairs import PAIR_KINDS, Pair
 from ehrsequencing.tokens import CLS, Tokenizer, TokenStore, tokenize
 
 US_PER_DAY = 86_400_000_000
@@ -32,8 +34,10 @@ EVENTS_OF: Mapping[str, pl.Expr] = {
     "last": _LATEST_VALUED,
     "mean": _VALUED,
     "trend": _VALUED,
+    **dict.fromkeys(PAIR_KINDS, pl.lit(True)),
 }
-"""Which dated events of its code a wide column speaks of; what is attributed to it is shared evenly by them."""
+"""Which dated events of its code a wide column speaks of; what is attributed to it is shared evenly by them. What is
+attributed to a pair belongs by halves to its two codes."""
 
 
 def sample(rows: pl.DataFrame, patients: int | None, seed: int) -> pl.DataFrame:
@@ -121,7 +125,11 @@ def token_attributions(store: TokenStore, tokenizer: Tokenizer, attribution: Flo
 
 
 def feature_attributions(
-    records: Records, names: list[str], columns: Int64[np.ndarray, " u"], attribution: Float64[np.ndarray, "n u"]
+    records: Records,
+    names: list[str],
+    columns: Int64[np.ndarray, " u"],
+    attribution: Float64[np.ndarray, "n u"],
+    pairs: tuple[Pair, ...] = (),
 ) -> pl.DataFrame:
     """One line an event that a column of the wide part speaks of, as ``token_attributions``.
 
@@ -130,19 +138,22 @@ def feature_attributions(
     Args:
         names: of all columns of the feature matrix.
         columns: which of them ``attribution`` is of.
+        pairs: whose columns are among them.
     """
     if records.history is None:
         raise ValueError("attributions to features need the history they were built from")
     row, place = np.nonzero(attribution)
-    kind, code = zip(*(_kind_and_code(names[column]) for column in columns), strict=True)
+    named = {pair.name: (pair.kind, [pair.first, pair.second]) for pair in pairs}
+    kind, codes = zip(*(named.get(names[column]) or _kind_and_codes(names[column]) for column in columns), strict=True)
     given = pl.DataFrame(
         {
             "row": row,
             "kind": pl.Series(kind, dtype=pl.String)[place],
-            "code": pl.Series(code, dtype=pl.String)[place],
+            "code": pl.Series(codes, dtype=pl.List(pl.String))[place],
             "attribution": attribution[row, place],
         }
     )
+    given = given.with_columns(pl.col("attribution") / pl.col("code").list.len()).explode("code")
     events = _events(records.history, records.rows)
     parts = [_shared(given.filter(pl.col("kind") == name), events, which) for name, which in EVENTS_OF.items()]
     undated = given.filter(~pl.col("kind").is_in(list(EVENTS_OF)))
@@ -150,11 +161,25 @@ def feature_attributions(
     return pl.concat(parts).cast(LONG)  # type: ignore[arg-type]
 
 
-def _kind_and_code(name: str) -> tuple[str, str]:
+def _kind_and_codes(name: str) -> tuple[str, list[str]]:
     if name in RECORD_COLUMNS:
-        return "", AGE if name == "age" else RECORD
+        return "", [AGE if name == "age" else RECORD]
     kind, _, code = name.partition(":")
-    return kind, code
+    return kind, [code]
+
+
+def pair_attributions(
+    store: TokenStore, pairs: Sequence[PairIds], attribution: Float64[np.ndarray, "n P"]
+) -> Float64[np.ndarray, " T"]:
+    """What is attributed to pairs of ids, by halves to the dated tokens of either, of each row alike."""
+    row = np.repeat(np.arange(len(store)), store.lengths)  # [T]
+    found = np.zeros(len(store.code))
+    for column, (_, *ids) in enumerate(pairs):
+        for code in ids:
+            own = (store.code == code) & (store.visit > 0)  # [T]
+            number = np.bincount(row[own], minlength=len(store))  # [n]
+            found[own] += (attribution[:, column] / 2 / np.maximum(number, 1))[row[own]]
+    return found
 
 
 def _events(history: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:

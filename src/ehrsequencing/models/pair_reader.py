@@ -24,12 +24,10 @@ RECENCY_DAYS = 365.0
 def read_pairs(batch: Batch, pairs: Sequence[PairIds]) -> Float[Tensor, "B P"]:
     """A column a pair, as ``pairs.pair_columns`` has them, a visit taking the place of a day; static tokens count for
     none, and what lies before the first of ``max_tokens`` tokens is not seen.
-
-    >>> read_pairs(tiny_batch(), [("before", 5, 6), ("together", 5, 6)])  # doctest: +SKIP
     """
     dated = batch.mask & (batch.visit > 0)  # [B,L]
     columns = [READERS[str(kind)](batch, dated, int(a), int(b)) for kind, a, b in pairs]
-    return torch.stack(columns, dim=1)
+    return torch.stack(columns, dim=1) if columns else batch.gap.new_zeros(len(batch), 0)
 
 
 def _earliest(batch: Batch, dated: Bool[Tensor, "B L"], code: int) -> Int[Tensor, " B"]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from scipy.stats import chi2
 
 from ehrsequencing.batches import SurvivalData, Targets
@@ -65,7 +65,7 @@ def find_pairs(data: SurvivalData, seen: Occurrences, rows: np.ndarray, recency_
     return _chosen(candidates, seen, rest, threshold, recency_days)
 
 
-def still_better(data: SurvivalData, columns: Float64[np.ndarray, "n p"]) -> bool:
+def still_better(data: SurvivalData, columns: Float[np.ndarray, "n p"]) -> bool:
     """Whether a linear hazard predicts the tuning rows at least as well with ``columns`` beside the features'."""
     tuning = data.targets(data.index(TUNING))
     if int((tuning.event == 1).sum()) < MIN_TUNING_EVENTS:

@@ -31,6 +31,9 @@ from ehrsequencing.models.ridge import (
 SCREENS = (10, 20, 50, 100, 200, 800)
 """How many of the best-scoring columns `fit_wide` tries, beside all of them."""
 
+FREEDOM = 10.0
+"""How much less strongly columns that a test has found are penalised than those that nothing vouches for."""
+
 
 class PathRow(NamedTuple):
     """One fit of the path: columns kept, penalty, mean NLL where fitted and where judged, largest gradient entry."""
@@ -119,6 +122,7 @@ def fit_ridge_hazard(
     n_causes: int = 1,
     per_bin: bool = False,
     patient: Int64[np.ndarray, " n"] | None = None,
+    found: int = 0,
 ) -> RidgeHazard:
     """Ridge-penalised discrete-time hazard regression; the penalty is chosen by the tuning rows' NLL.
 
@@ -139,6 +143,7 @@ def fit_ridge_hazard(
         n_causes: R, at least the highest event code.
         per_bin: whether hazards may depart from proportional ones.
         patient: whose row each training row is, where patients have several: folds then divide patients.
+        found: so many of the last columns were found by a test, and are penalised a tenth as strongly (`FREEDOM`).
 
     Raises:
         EhrError: no outcomes among the training rows (exit 12).
@@ -152,7 +157,7 @@ def fit_ridge_hazard(
     freedom = (0.0, n_bins**-0.5, 1.0) if per_bin else (0.0,)
     variants = tuple(product((*narrower, x_train.shape[1]), freedom))
     plan = _Plan(tuple(sorted(penalties, reverse=True)), variants, n_bins, n_causes, per_bin)
-    rows = _Rows(x_train, targets, x_tune, targets_tune, patient)
+    rows = _Rows(x_train, targets, x_tune, targets_tune, patient, found)
     tuning_events = int((targets_tune.event == 1).sum())
     if tuning_events >= MIN_TUNING_EVENTS:
         fits = [fit for path in _paths(rows, plan) for fit in path]
@@ -172,7 +177,7 @@ def fit_wide(data: SurvivalData, penalties: Sequence[float] = PENALTIES) -> Ridg
     train, tuning = data.index(TRAIN), data.index(TUNING)
     x = data.features.values
     rows = x[train], data.targets(train), x[tuning], data.targets(tuning)
-    return fit_ridge_hazard(*rows, penalties, data.grid.n_bins, SCREENS, data.n_causes)
+    return fit_ridge_hazard(*rows, penalties, data.grid.n_bins, SCREENS, data.n_causes, found=len(data.pairs))
 
 
 def score_screen(
@@ -227,11 +232,12 @@ class _Rows(NamedTuple):
     targets_tune: Targets
     patient: np.ndarray | None = None
     """Whose row each training row is, where one has several: folds then divide patients."""
+    found: int = 0
 
     def fold(self, fitted: np.ndarray, judged: np.ndarray) -> _Rows:
         """Both among the training rows."""
         x, targets = self.x, self.targets
-        return _Rows(x[fitted], targets.take(fitted), x[judged], targets.take(judged))
+        return _Rows(x[fitted], targets.take(fitted), x[judged], targets.take(judged), found=self.found)
 
 
 def _by_folds(rows: _Rows, plan: _Plan) -> _Plan:
@@ -248,6 +254,7 @@ def _by_folds(rows: _Rows, plan: _Plan) -> _Plan:
 def _paths(rows: _Rows, plan: _Plan) -> list[list[RidgeHazard]]:
     """The fits of each variant; each carries its own row as its path."""
     standardise = Standardiser.fit(rows.x)
+    standardise.std[len(standardise.std) - rows.found :] /= FREEDOM**0.5
     z, z_tune = standardise(rows.x), standardise(rows.x_tune)
     order = np.argsort(-score_screen(z, rows.targets, plan.n_bins, plan.n_causes), kind="stable")
     paths = []

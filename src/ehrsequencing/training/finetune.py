@@ -228,6 +228,7 @@ def _fit_ridge(model: BEHRTForSurvival, data: SurvivalData, cache: FeatureCache)
         n_causes=data.n_causes,
         per_bin=model.config.head_hazards == "per_bin",
         patient=None if visits is None else visits.rows["subject_id"].to_numpy()[train_rows],
+        found=len(model.config.pairs),
     )
 
 

@@ -1,0 +1,199 @@
+"""Pairs of codes: their columns by hand, what a search finds and does not find, and how a model reads them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from ehrsequencing.batches import SurvivalData, collate
+from ehrsequencing.config import TRAIN, FeaturesConfig, TokensConfig
+from ehrsequencing.features import FeatureSpec, build_features, build_pairs, widespread
+from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
+from ehrsequencing.models.behrt_survival import BEHRTForSurvival
+from ehrsequencing.models.pair_reader import read_pairs
+from ehrsequencing.models.pair_search import find_pairs, searched_rows, still_better
+from ehrsequencing.pairs import Pair
+from ehrsequencing.study.telling_pairs import with_pairs
+from ehrsequencing.timegrid import TimeGrid
+from ehrsequencing.tokens import Tokenizer, tokenize
+from ehrsequencing.training.finetune import FeatureCache, finetune
+from ehrsequencing.training.recipes import RECIPES
+
+NOW = dt.datetime(2020, 6, 30, 12)
+ORDER, SAME = Pair("before", "A", "B"), Pair("together", "A", "B")
+
+
+def events(*found: tuple[int, str, int | None]) -> pl.DataFrame:
+    """(subject, code, days before NOW; None: static)."""
+    return pl.DataFrame(
+        {
+            "subject_id": [subject for subject, _, _ in found],
+            "prediction_time": [NOW] * len(found),
+            "time": [None if day is None else NOW - dt.timedelta(days=day) for _, _, day in found],
+            "code": [code for _, code, _ in found],
+            "numeric_value": [None] * len(found),
+        },
+        schema={
+            "subject_id": pl.Int64,
+            "prediction_time": pl.Datetime("us"),
+            "time": pl.Datetime("us"),
+            "code": pl.String,
+            "numeric_value": pl.Float32,
+        },
+    )
+
+
+HISTORY = events(
+    (1, "A", 10), (1, "B", 5), (1, "A", 1),
+    (2, "B", 400), (2, "A", 300), (2, "B", 300), (2, "A", 20),
+    (3, "A", 7), (3, "B", 7),
+    (4, "A", 7),
+    (5, "A", None), (5, "B", 3),
+)  # fmt: skip
+KEYS = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
+ROWS = pl.DataFrame({"subject_id": range(1, 7), "prediction_time": [NOW] * 6}, schema_overrides=KEYS)
+BY_HAND = {
+    "before": [1, -1, 0, 0, 0, 0],
+    "together": [0, np.exp(-300 / 365), np.exp(-7 / 365), 0, 0, 0],
+}
+
+
+@pytest.mark.parametrize("kind", list(BY_HAND))
+def test_columns_are_as_by_hand(kind):
+    found = build_pairs(HISTORY, ROWS, (Pair(kind, "A", "B"), Pair(kind, "B", "A")), FeaturesConfig())
+    np.testing.assert_allclose(found.values[:, 0], BY_HAND[kind], rtol=1e-6)
+    np.testing.assert_allclose(found.values[:, 1], np.array(BY_HAND[kind]) * (-1 if kind == "before" else 1), rtol=1e-6)
+    assert found.names[0] == {"before": "before:A > B", "together": "together:A & B"}[kind]
+
+
+def test_tokens_say_the_same():
+    tokenizer = Tokenizer.fit(HISTORY, TokensConfig(min_subjects=1))
+    batch = collate(tokenize(HISTORY, ROWS, tokenizer), np.arange(6))
+    a, b = tokenizer.encode("A"), tokenizer.encode("B")
+    found = read_pairs(batch, [["before", a, b], ["before", b, a], ["together", a, b]])
+    expected = np.stack([BY_HAND["before"], -np.array(BY_HAND["before"]), BY_HAND["together"]], axis=1)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+    assert read_pairs(batch, []).shape == (6, 0)
+
+
+def test_the_specification_brings_its_pairs_along():
+    config = FeaturesConfig(min_subjects=1)
+    plain = FeatureSpec.fit(HISTORY, ROWS, config)
+    spec = replace(plain, pairs=(ORDER, SAME))
+    again = FeatureSpec.from_json(spec.to_json())
+    assert again.pairs == spec.pairs
+    assert again.fingerprint == spec.fingerprint != plain.fingerprint
+    whole = build_features(HISTORY, ROWS, again)
+    np.testing.assert_array_equal(whole.values[:, -2:], build_pairs(HISTORY, ROWS, spec.pairs, config).values)
+    assert whole.names == [*plain.names, ORDER.name, SAME.name]
+    older = {name: part for name, part in spec.to_json().items() if name != "pairs"}
+    assert FeatureSpec.from_json(older).pairs == ()
+
+
+def drawn(n: int, effect: float, seed: int, codes: str = "ABCDEFGH") -> tuple[SurvivalData, FeatureSpec, pl.DataFrame]:
+    """Records of codes at random days; A before B multiplies the hazard by exp(effect), the other order divides it."""
+    rng = np.random.default_rng(seed)
+    day = rng.integers(1, 1_000, (n, len(codes)))
+    has = rng.random((n, len(codes))) < 0.6
+    history = events(*((i, codes[j], int(day[i, j])) for i in range(n) for j in range(len(codes)) if has[i, j]))
+    sign = np.where(has[:, 0] & has[:, 1], np.sign(day[:, 0] - day[:, 1]), 0)
+    time = rng.exponential(np.exp(-effect * sign))
+    duration, event = np.minimum(time, 1.5), (time < 1.5).astype(np.int8)
+    rows = pl.DataFrame(
+        {
+            "subject_id": np.arange(n),
+            "prediction_time": [NOW] * n,
+            "duration": duration,
+            "event": event,
+            "split": np.where(np.arange(n) % 5 < 3, "train", np.where(np.arange(n) % 5 == 3, "tuning", "held_out")),
+        }
+    ).with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))
+    train = rows.filter(pl.col("split") == TRAIN)
+    tokenizer = Tokenizer.fit(history, TokensConfig(min_subjects=1))
+    spec = FeatureSpec.fit(history, train, FeaturesConfig())
+    data = SurvivalData(
+        rows=rows,
+        tokens=tokenize(history, rows, tokenizer),
+        features=build_features(history, rows, spec),
+        grid=TimeGrid.fit(train["duration"].to_numpy(), train["event"].to_numpy(), 1.4),
+        tokenizer=tokenizer,
+        cohort_fingerprint="drawn",
+    )
+    return data, spec, history
+
+
+def found_in(n: int, effect: float, seed: int) -> tuple[Pair, ...]:
+    data, spec, history = drawn(n, effect, seed)
+    rows = searched_rows(data)
+    return find_pairs(data, widespread(history, data.rows[rows], spec.config), rows, spec.config.recency_days)
+
+
+def test_a_planted_order_is_found_and_nothing_else():
+    assert found_in(1_500, 0.8, 1) == (Pair("before", "A", "B"),)
+
+
+def test_where_nothing_is_to_be_found_hardly_anything_is():
+    """Of 20 cohorts one at most is expected to give a pair; more than four have a chance of 0.3%."""
+    assert sum(len(found_in(500, 0.0, seed)) > 0 for seed in range(20)) <= 4
+
+
+def test_what_one_code_says_is_no_pair():
+    """A code with a strong effect of its own makes no pair with its neighbours."""
+    data, spec, history = drawn(1_500, 0.0, 3)
+    rows = searched_rows(data)
+    has = np.isin(data.rows["subject_id"].to_numpy(), history.filter(pl.col("code") == "A")["subject_id"].to_numpy())
+    time = np.random.default_rng(0).exponential(np.exp(-1.5 * has))
+    outcome = [pl.Series("duration", np.minimum(time, 1.4)), pl.Series("event", (time < 1.4).astype(np.int8))]
+    data = replace(data, rows=data.rows.with_columns(outcome))
+    assert find_pairs(data, widespread(history, data.rows[rows], spec.config), rows, 365.0) == ()
+
+
+def test_few_outcomes_are_not_searched():
+    data, spec, history = drawn(150, 2.0, 0)
+    assert len(searched_rows(data)) == 0
+    assert with_pairs(data, spec, history) == (data, spec)
+
+
+def test_no_pairs_are_searched_where_the_settings_say_so():
+    data, spec, history = drawn(1_500, 0.8, 1)
+    off = replace(spec, config=spec.config.model_copy(update={"pair_codes": 0}))
+    assert with_pairs(data, off, history) == (data, off)
+
+
+def test_columns_that_predict_tuning_worse_are_refused():
+    data, _, _ = drawn(1_500, 0.0, 5)
+    train = (data.rows["split"] == TRAIN).to_numpy()
+    leaky = np.where(train, data.rows["event"].to_numpy(), 1 - data.rows["event"].to_numpy())[:, None]
+    assert not still_better(data, leaky.astype(np.float64))
+
+
+@pytest.fixture(scope="module")
+def paired():
+    return with_pairs(*drawn(1_500, 0.8, 1))[0]
+
+
+def test_a_head_reads_what_its_encoder_does_not_say(paired):
+    """A random encoder knows no order; with the pair beside it the frozen head ranks by it."""
+    torch.manual_seed(0)
+    encoder = BEHRTModel(BEHRTConfig.small(paired.tokenizer.vocab_size, num_hidden_layers=1))
+    cache = FeatureCache()
+    with_pair = finetune(paired, "frozen-ridge", RECIPES["small"], encoder, cache=cache)
+    without = finetune(replace(paired, pairs=()), "frozen-ridge", RECIPES["small"], encoder, cache=cache)
+    assert with_pair.model.config.n_features == without.model.config.n_features + 1
+    assert with_pair.tuning(paired)["tuning_c"] > without.tuning(paired)["tuning_c"] + 0.05
+    assert cache.encoder_passes == 1
+
+
+def test_a_model_with_pairs_comes_back_from_its_folder(paired, tmp_path):
+    encoder = BEHRTModel(BEHRTConfig.small(paired.tokenizer.vocab_size, num_hidden_layers=1))
+    fitted = finetune(paired, "frozen-ridge", RECIPES["small"], encoder)
+    fitted.model.save_pretrained(tmp_path)
+    again = BEHRTForSurvival.from_pretrained(tmp_path)
+    batch = collate(paired.tokens, np.arange(50))
+    torch.testing.assert_close(again(batch), fitted.model.eval()(batch))
+    assert [list(pair) for pair in again.config.pairs] == [list(pair) for pair in fitted.model.config.pairs] != []
