@@ -10,14 +10,20 @@ import polars as pl
 import pytest
 import torch
 
+from ehrsequencing.attribution.explaining import _Explained
+from ehrsequencing.attribution.records import Records
+from ehrsequencing.attribution.risk import RowRisk
 from ehrsequencing.batches import SurvivalData, collate
-from ehrsequencing.config import TRAIN, FeaturesConfig, TokensConfig
+from ehrsequencing.config import TRAIN, FeaturesConfig, TaskConfig, TokensConfig
 from ehrsequencing.features import FeatureSpec, build_features, build_pairs, widespread
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.pair_reader import read_pairs
 from ehrsequencing.models.pair_search import find_pairs, searched_rows, still_better
+from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.pairs import Pair
+from ehrsequencing.study.assemble import make_bundle
+from ehrsequencing.study.data import Prepared
 from ehrsequencing.study.telling_pairs import with_pairs
 from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.tokens import Tokenizer, tokenize
@@ -197,3 +203,21 @@ def test_a_model_with_pairs_comes_back_from_its_folder(paired, tmp_path):
     batch = collate(paired.tokens, np.arange(50))
     torch.testing.assert_close(again(batch), fitted.model.eval()(batch))
     assert [list(pair) for pair in again.config.pairs] == [list(pair) for pair in fitted.model.config.pairs] != []
+
+
+def test_attributions_to_codes_and_pairs_sum_to_the_change_in_risk():
+    data, spec, history = drawn(1_500, 0.8, 1)
+    data, spec = with_pairs(data, spec, history)
+    encoder = BEHRTModel(BEHRTConfig.small(data.tokenizer.vocab_size, num_hidden_layers=1))
+    fitted = finetune(data, "frozen-ridge", RECIPES["small"], encoder)
+    task = TaskConfig(name="t", index={"age": 50}, outcome="X", horizon_days=1.4)
+    bundle = make_bundle(Prepared(data, spec, data.grid.tau), task, fitted, fit_wide(data), {})
+    both = history.group_by("subject_id").agg(pl.col("code").is_in(["A", "B"]).sum()).filter(pl.col("code") == 2)
+    rows = data.rows.filter(pl.col("subject_id").is_in(both["subject_id"].to_list())).head(20)
+    _, row = bundle.row(None)
+    explained = _Explained.of(bundle, RowRisk.of(row, bundle.grid, 1.0), "mask", 1e-4)
+    people, table = explained.attribute(Records.of_history(bundle, history, rows, row))
+    summed = table.group_by("subject_id").agg(pl.col("attribution").sum()).sort("subject_id")["attribution"].to_numpy()
+    np.testing.assert_allclose(summed, (people["risk"] - people["baseline_risk"]).to_numpy(), atol=2e-3)
+    by_code = table.group_by("code").agg(pl.col("attribution").abs().sum()).sort("attribution", descending=True)
+    assert set(by_code["code"].head(2)) == {"A", "B"}

@@ -44,8 +44,7 @@ def find_pairs(data: SurvivalData, seen: Occurrences, rows: np.ndarray, recency_
     """The pairs whose columns tell of the outcome (cause 1) beyond a penalised linear hazard of the features.
 
     A pair must pass a score test twice: as it is, and as what is left of it beside the presence and recency of both
-    codes and the pairs found before it. Where the tuning rows have outcomes enough to say so, all are dropped if the
-    linear hazard predicts these worse with them.
+    codes and the pairs found before it.
 
     Args:
         data: with the features' own columns alone.
@@ -66,7 +65,8 @@ def find_pairs(data: SurvivalData, seen: Occurrences, rows: np.ndarray, recency_
 
 
 def still_better(data: SurvivalData, columns: Float[np.ndarray, "n p"]) -> bool:
-    """Whether a linear hazard predicts the tuning rows at least as well with ``columns`` beside the features'."""
+    """Whether a linear hazard predicts the tuning rows at least as well with ``columns`` beside the features'; where
+    they have too few outcomes to say so, it is taken for granted."""
     tuning = data.targets(data.index(TUNING))
     if int((tuning.event == 1).sum()) < MIN_TUNING_EVENTS:
         return True
