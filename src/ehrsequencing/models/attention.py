@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from ehrsequencing.models.packed_attention import PackedAttention
 
 TILE, LONG = 32, 256
 """Block-causal records are packed in whole tiles, those above LONG in multiples of it where results must repeat."""
@@ -135,9 +138,22 @@ class Layout:
         bases: Sequence[Tensor | bool] = self.visible or [True] * len(seen)
         return replace(self, visible=tuple(own & base for own, base in zip(seen, bases, strict=True)))
 
-    def pack(self, x: Float[Tensor, "B L *rest"]) -> Float[Tensor, "B2 L2 *rest"]:
+    @cached_property
+    def biases(self) -> tuple[Tensor | None, ...]:
+        """``visible`` as what is added to the scores of each group, 0 or -inf; once for all layers."""
+        if not self.visible:
+            return (None,) * len(self.groups)
+        return tuple(torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf) for seen in self.visible)
+
+    @property
+    def position(self) -> Int[Tensor, "B2 L2"]:
+        """Where in its record each token of this layout stands, from 0; [1, L] where padded."""
+        rows, width = self.shape
+        return self.index[None] % width if self.groups else self.index[None, :width]
+
+    def pack(self, x: Shaped[Tensor, "B L *rest"]) -> Shaped[Tensor, "B2 L2 *rest"]:
         """Padded to this layout: [1, T, …] where packed, unchanged where padded."""
-        return x.flatten(0, 1)[self.index][None] if self.groups else x
+        return x.flatten(0, 1).index_select(0, self.index)[None] if self.groups else x
 
     def unpack(self, x: Float[Tensor, "B2 L2 H"]) -> Float[Tensor, "B L H"]:
         """Back to padded; what stands at padded places is finite and meaningless."""
@@ -161,6 +177,9 @@ def attend(
     """
     if not layout.groups:
         return scaled_dot_product_attention(q, k, v, attn_mask=layout.key_mask, dropout_p=dropout)
+    if dropout == 0 and q.device.type == "cpu":
+        packed: Tensor = PackedAttention.apply(q, k, v, layout.groups, layout.biases)
+        return packed
     sizes = [rows * length for rows, length in layout.groups]
     masks: Sequence[Tensor | None] = layout.visible or [None] * len(sizes)
     parts = zip(layout.groups, masks, q.split(sizes, dim=2), k.split(sizes, dim=2), v.split(sizes, dim=2), strict=True)

@@ -23,6 +23,7 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.architectures import architecture_of
 from ehrsequencing.models.attention import Layout, attend, rounded
 from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.dropout import Dropout
 from ehrsequencing.models.pooling import Encoded, EncodedTokens
 from ehrsequencing.models.rotary import Turn, rotate, rotation
 from ehrsequencing.tokens import MASK, N_SPECIAL
@@ -84,7 +85,7 @@ class BEHRTEmbeddings(nn.Module):
         self.register_buffer("value_slot", slot)
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, config.hidden_size)
-        self.dropout, self.code_dropout = nn.Dropout(config.dropout), config.code_dropout
+        self.dropout, self.code_dropout = Dropout(config.dropout), config.code_dropout
 
     def forward(self, batch: Batch) -> Float[Tensor, "B L H"]:
         """The blocks' input; what stands at padded places is finite and meaningless.
@@ -163,7 +164,7 @@ class Block(nn.Module):
         self.attention_norm, self.feed_norm = nn.LayerNorm(H), nn.LayerNorm(H)
         self.attention = SelfAttention(config)
         self.feed_in, self.feed_out = nn.Linear(H, I), nn.Linear(I, H)
-        self.activation, self.dropout = nn.GELU(), nn.Dropout(config.dropout)
+        self.activation, self.dropout = nn.GELU(), Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "B L H"], layout: Layout, turn: Turn) -> Float[Tensor, "B L H"]:
         x = x + self.dropout(self.attention(self.attention_norm(x), layout, turn))  # [B,L,H]
