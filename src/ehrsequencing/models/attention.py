@@ -56,6 +56,7 @@ class Layout:
         shape: (B, L).
         visible: packed, where not every token sees all of its record: [records, 1 or heads, length, length] of each
             group, True where the key may be seen.
+        exact: packed without any padding.
     """
 
     key_mask: Tensor | None
@@ -63,6 +64,7 @@ class Layout:
     index: Int[Tensor, " T"]
     shape: tuple[int, int]
     visible: tuple[Tensor, ...] = ()
+    exact: bool = False
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "B L"]) -> Layout:
@@ -91,7 +93,7 @@ class Layout:
         distinct, counts = lengths.unique_consecutive(return_counts=True)
         places = order[:, None] * width + torch.arange(width, device=mask.device)  # [B,L]
         index = places[torch.arange(width, device=mask.device) < lengths[:, None]]  # [T]
-        return cls(None, tuple(zip(counts.tolist(), distinct.tolist(), strict=True)), index, (rows, width))
+        return cls(None, tuple(zip(counts.tolist(), distinct.tolist(), strict=True)), index, (rows, width), exact=True)
 
     @classmethod
     def block_causal(cls, mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"], *, repeatable: bool = True) -> Layout:
