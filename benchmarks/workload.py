@@ -90,7 +90,7 @@ def flops(call: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def gemm_rate(size: int = 1_536, times: int = 4) -> float:
+def gemm_rate(size: int = 1_536, times: int = 2) -> float:
     """FLOPs a CPU second of a large product in float32: what this machine can do at this moment."""
     a, b = torch.ones(size, size), torch.ones(size, size)
     torch.mm(a, b)
