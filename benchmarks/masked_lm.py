@@ -86,7 +86,8 @@ def race(turns: int, uniform: bool) -> dict[str, Any]:
         rows = np.arange(4) if turn < 0 else np.arange(turn * BATCH, (turn + 1) * BATCH)
         found["gemm"].append(gemm_rate())
         for name, (model, loss, optimizer) in contenders.items():
-            spent, _ = cpu(lambda m=model.train(), a=loss, o=optimizer: step(m, a, o, rows))
+            model.train()
+            spent, _ = cpu(lambda m=model, a=loss, o=optimizer, r=rows: step(m, a, o, r))
             if turn >= 0:
                 found["cpu"].setdefault(name, []).append(spent)
         if turn >= 0:
@@ -113,7 +114,10 @@ def tables(found: dict[str, Any]) -> str:
     for case, part in found["cases"].items():
         lines = [[n, f"{v['tokens_per_second']:,.0f}", f"{v['times']:.1f}"] for n, v in part["summary"].items()]
         heads = ["step", "useful tokens a CPU second", "times BertForMaskedLM"]
-        parts += [f"{SIZE}, {N_CODES:,} codes, {case} lengths, {len(part['tokens'])} turns:", readme.table(heads, lines)]
+        parts += [
+            f"{SIZE}, {N_CODES:,} codes, {case} lengths, {len(part['tokens'])} turns:",
+            readme.table(heads, lines),
+        ]
     return "\n\n".join([*parts, told(found["environment"])])
 
 

@@ -150,7 +150,7 @@ class Layout:
     @property
     def position(self) -> Int[Tensor, "B2 L2"]:
         """Where in its record each token of this layout stands, from 0; [1, L] where padded."""
-        rows, width = self.shape
+        width = self.shape[1]
         return self.index[None] % width if self.groups else self.index[None, :width]
 
     def pack(self, x: Shaped[Tensor, "B L *rest"]) -> Shaped[Tensor, "B2 L2 *rest"]:

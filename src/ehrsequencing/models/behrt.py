@@ -25,8 +25,8 @@ from ehrsequencing.models.attention import Layout, attend, rounded
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.dropout import Dropout
 from ehrsequencing.models.pooling import Encoded, EncodedTokens
-from ehrsequencing.models.states import States
 from ehrsequencing.models.rotary import Turn, rotate, rotation
+from ehrsequencing.models.states import States
 from ehrsequencing.tokens import MASK, N_SPECIAL
 
 Model = TypeVar("Model", bound="BEHRTPreTrainedModel")

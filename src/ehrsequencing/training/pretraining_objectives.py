@@ -16,8 +16,8 @@ from ehrsequencing.batches import Batch
 from ehrsequencing.config import PretrainConfig
 from ehrsequencing.errors import EhrError
 from ehrsequencing.models.configuration import BEHRTConfig
-from ehrsequencing.models.pooling import Encoded
 from ehrsequencing.models.piecewise import marginal_log_rates, piecewise_nll, quantile_edges
+from ehrsequencing.models.pooling import Encoded
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM
 from ehrsequencing.models.pretraining_heads import NextVisitHead, SummaryHead, TimeToEventHead, ValueHead
 from ehrsequencing.tokens import N_SPECIAL, UNK, Tokenizer, TokenStore
