@@ -188,7 +188,7 @@ def race(case: str, size: str, turns: int, threads: int, names: list[str]) -> di
     steps = {name: Step(VARIANTS[name], size, case == "uniform", turns) for name in names}
     rows = [np.arange(turn * BATCH, (turn + 1) * BATCH) for turn in range(turns)]
     some = steps[names[-1]].store.lengths
-    for name, step in steps.items():  # warm up on four records
+    for step in steps.values():  # warm up on four records
         step(rows[0][np.argsort(some[rows[0]])[:4]])
     found: dict[str, Any] = {"tokens": [int(some[at].sum()) for at in rows], "gemm": [], "cpu": {}, "wall": {}}
     for at in rows:
