@@ -18,7 +18,7 @@ from ehrsequencing.errors import EhrError
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.piecewise import marginal_log_rates, piecewise_nll, quantile_edges
 from ehrsequencing.models.pooling import Encoded
-from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM
+from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, hits
 from ehrsequencing.models.pretraining_heads import NextVisitHead, SummaryHead, TimeToEventHead, ValueHead
 from ehrsequencing.tokens import N_SPECIAL, UNK, Tokenizer, TokenStore
 from ehrsequencing.training.futures import (
@@ -181,8 +181,7 @@ def _masked_codes(training: Training, head: nn.Module | None, part: MicroBatch) 
     if len(truth) == 0:
         return Term(torch.zeros(()), 0)
     logits = model.mlm_head(part.encoded.at(selected))  # [M,V]
-    correct = int((logits.argmax(dim=-1) == truth).sum())
-    figures = {"accuracy": correct, "most_frequent_code": int((truth == training.most_frequent).sum())}
+    figures = {"accuracy": hits(logits, truth), "most_frequent_code": int((truth == training.most_frequent).sum())}
     return Term(cross_entropy(logits.float(), truth), len(truth), dict(figures))
 
 
