@@ -26,7 +26,7 @@ from encoder_variants import VARIANTS
 from scipy.stats import spearmanr, t
 
 from ehrsequencing.cohort import build_cohort
-from ehrsequencing.config import TRAIN, TUNING, ModelConfig, PretrainConfig, SimulateConfig, load_task
+from ehrsequencing.config import TRAIN, TUNING, FeaturesConfig, ModelConfig, PretrainConfig, SimulateConfig, load_task
 from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.models import configuration
@@ -43,6 +43,7 @@ from ehrsequencing.training.recipes import RECIPES
 KEPT = readme.RESULTS / "ablations.json"
 PATIENTS, COHORT_SEED = 6_000, 201
 REFERENCE = "behrt"
+NO_PAIRS = FeaturesConfig(pair_codes=0)
 HIERARCHICAL = ModelConfig(architecture="hierarchical")
 BOTH = {"masked-codes": 1.0, "record-summary": 1.0}
 
@@ -57,6 +58,7 @@ class Trial:
     model: ModelConfig = ModelConfig(architecture="behrt")
     epochs: int = 10
     variant: str = ""
+    features: FeaturesConfig = NO_PAIRS
     against: str = REFERENCE
 
 
@@ -81,6 +83,13 @@ TRIALS: Mapping[str, Trial] = {
     "attention over visits": encoder_trial("a learned attention over visits for their mean", "attention over visits"),
     "value deltas": encoder_trial("values beside what they were at first and before", "value deltas"),
     "no rotation": encoder_trial("no rotary angles of visit and day", "no rotation"),
+    "pairs": Trial(
+        "pairs found by a test, too: the default",
+        model=HIERARCHICAL,
+        epochs=20,
+        features=FeaturesConfig(),
+        against="hierarchical, 20 epochs",
+    ),
     "medium": encoder_trial(
         "twice as wide, four layers", model=ModelConfig(architecture="hierarchical", size="medium")
     ),
@@ -126,7 +135,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
     config = PretrainConfig(objectives=trial.objectives, epochs=trial.epochs)
     with VARIANTS[trial.variant]():
         encoder = pretrain(dataset, config, model=trial.model, input=cohort.task, seed=seed)
-        prepared = prepare(dataset, cohort, encoder)
+        prepared = prepare(dataset, cohort, encoder, trial.features)
         data, wide = prepared.data, wide_of(prepared)
         fitted = finetune(data, "frozen-ridge", RECIPES["medium"], encoder.model, seed=seed)
     alpha = choose_alpha_on_tuning(data, fitted.logits, wide)
@@ -138,14 +147,15 @@ def run(name: str, seed: int) -> dict[str, Any]:
     return {**facts, **found, "sizes": sizes, "wide": score(prepared, wide, truth)}
 
 
-_WIDE: list[np.ndarray] = []
+_WIDE: dict[str, np.ndarray] = {}
 
 
 def wide_of(prepared: Prepared) -> np.ndarray:
-    """The wide companion's logits: the same for every encoder."""
-    if not _WIDE:
-        _WIDE.append(fit_wide(prepared.data).logits(prepared.data.features.values))
-    return _WIDE[0]
+    """The wide companion's logits: the same for every encoder under the same features."""
+    key = prepared.features.fingerprint
+    if key not in _WIDE:
+        _WIDE[key] = fit_wide(prepared.data).logits(prepared.data.features.values)
+    return _WIDE[key]
 
 
 def read() -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from ehrsequencing.batches import Batch
 from ehrsequencing.models import behrt, hierarchical
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.hierarchical import AttentionPool, EncodedVisits, HierarchicalBEHRT, VisitEmbeddings
-from ehrsequencing.models.pooling import Encoded, pool
+from ehrsequencing.models.pooling import Encoded
+from ehrsequencing.models.states import pool
 
 Change = Callable[[], Any]
 """A context in which encoders are made and read otherwise."""
@@ -81,7 +82,8 @@ class AttentionPooled(HierarchicalBEHRT):
 
     def encoded(self, batch: Batch) -> Encoded:
         found = super().encoded(batch)
-        return EncodedByAttention(**vars(found), over=self.record_pool)
+        own = {item.name: getattr(found, item.name) for item in fields(EncodedVisits)}
+        return EncodedByAttention(**own, over=self.record_pool)
 
 
 class DeltaEmbeddings(VisitEmbeddings):

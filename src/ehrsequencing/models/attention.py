@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from ehrsequencing.models.packed_attention import PackedAttention
 
 TILE, LONG = 32, 256
 """Block-causal records are packed in whole tiles, those above LONG in multiples of it where results must repeat."""
@@ -53,6 +56,7 @@ class Layout:
         shape: (B, L).
         visible: packed, where not every token sees all of its record: [records, 1 or heads, length, length] of each
             group, True where the key may be seen.
+        exact: packed without any padding.
     """
 
     key_mask: Tensor | None
@@ -60,6 +64,7 @@ class Layout:
     index: Int[Tensor, " T"]
     shape: tuple[int, int]
     visible: tuple[Tensor, ...] = ()
+    exact: bool = False
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "B L"]) -> Layout:
@@ -88,7 +93,7 @@ class Layout:
         distinct, counts = lengths.unique_consecutive(return_counts=True)
         places = order[:, None] * width + torch.arange(width, device=mask.device)  # [B,L]
         index = places[torch.arange(width, device=mask.device) < lengths[:, None]]  # [T]
-        return cls(None, tuple(zip(counts.tolist(), distinct.tolist(), strict=True)), index, (rows, width))
+        return cls(None, tuple(zip(counts.tolist(), distinct.tolist(), strict=True)), index, (rows, width), exact=True)
 
     @classmethod
     def block_causal(cls, mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"], *, repeatable: bool = True) -> Layout:
@@ -135,9 +140,22 @@ class Layout:
         bases: Sequence[Tensor | bool] = self.visible or [True] * len(seen)
         return replace(self, visible=tuple(own & base for own, base in zip(seen, bases, strict=True)))
 
-    def pack(self, x: Float[Tensor, "B L *rest"]) -> Float[Tensor, "B2 L2 *rest"]:
+    @cached_property
+    def biases(self) -> tuple[Tensor | None, ...]:
+        """``visible`` as what is added to the scores of each group, 0 or -inf; once for all layers."""
+        if not self.visible:
+            return (None,) * len(self.groups)
+        return tuple(torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf) for seen in self.visible)
+
+    @property
+    def position(self) -> Int[Tensor, "B2 L2"]:
+        """Where in its record each token of this layout stands, from 0; [1, L] where padded."""
+        width = self.shape[1]
+        return self.index[None] % width if self.groups else self.index[None, :width]
+
+    def pack(self, x: Shaped[Tensor, "B L *rest"]) -> Shaped[Tensor, "B2 L2 *rest"]:
         """Padded to this layout: [1, T, …] where packed, unchanged where padded."""
-        return x.flatten(0, 1)[self.index][None] if self.groups else x
+        return x.flatten(0, 1).index_select(0, self.index)[None] if self.groups else x
 
     def unpack(self, x: Float[Tensor, "B2 L2 H"]) -> Float[Tensor, "B L H"]:
         """Back to padded; what stands at padded places is finite and meaningless."""
@@ -161,6 +179,9 @@ def attend(
     """
     if not layout.groups:
         return scaled_dot_product_attention(q, k, v, attn_mask=layout.key_mask, dropout_p=dropout)
+    if dropout == 0 and q.device.type == "cpu":
+        packed: Tensor = PackedAttention.apply(q, k, v, layout.groups, layout.biases)
+        return packed
     sizes = [rows * length for rows, length in layout.groups]
     masks: Sequence[Tensor | None] = layout.visible or [None] * len(sizes)
     parts = zip(layout.groups, masks, q.split(sizes, dim=2), k.split(sizes, dim=2), v.split(sizes, dim=2), strict=True)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.dropout import Dropout
 from ehrsequencing.models.wide import RidgeHazard
 
 RESIDUAL_STD = 0.005
@@ -60,7 +61,7 @@ class HazardHead(StandardisedHead):
         self.shape, self.said = _shapes(config, "per_bin")
         self.dense = nn.Linear(len(self.mean), config.head_hidden)
         self.norm = nn.LayerNorm(config.head_hidden)
-        self.activation, self.dropout = nn.GELU(), nn.Dropout(config.head_dropout)
+        self.activation, self.dropout = nn.GELU(), Dropout(config.head_dropout)
         per_bin = self.said == self.shape
         self.hazard = nn.Linear(config.head_hidden, math.prod(self.said), bias=per_bin)
         self.intercept = None if per_bin else nn.Parameter(torch.zeros(self.shape))
@@ -128,7 +129,7 @@ class ResidualHead(LinearHead):
         self.said = _shapes(config, "per_bin", "mixed")[1]
         self.dense = nn.Linear(len(self.mean), config.head_hidden)
         self.norm = nn.LayerNorm(config.head_hidden)
-        self.activation, self.dropout = nn.GELU(), nn.Dropout(config.head_dropout)
+        self.activation, self.dropout = nn.GELU(), Dropout(config.head_dropout)
         self.hazard = nn.Linear(config.head_hidden, math.prod(self.said), bias=False)
 
     def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1 K *R"]:

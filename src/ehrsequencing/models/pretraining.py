@@ -40,6 +40,16 @@ def mask_tokens(
     return masked, torch.where(selected, batch.code, IGNORE)
 
 
+@torch.no_grad()
+def hits(logits: Float[Tensor, "M V"], truth: Int[Tensor, " M"]) -> int:
+    """How often no logit is above that of the truth (``argmax`` takes three times as long as ``amax`` on a CPU).
+
+    >>> hits(torch.tensor([[0.0, 2.0], [0.0, 2.0]]), torch.tensor([1, 0]))
+    1
+    """
+    return int((logits.gather(1, truth[:, None])[:, 0] >= logits.amax(dim=1)).sum())
+
+
 class MaskedLMOutput(NamedTuple):
     """Mean cross-entropy (nats) over the selected positions, how many were guessed right, and how many there were."""
 
@@ -79,6 +89,5 @@ class BEHRTForMaskedLM(BEHRTPreTrainedModel):
         truth = targets[selected]  # [M]
         if len(truth) == 0:
             return MaskedLMOutput(torch.zeros((), device=targets.device), 0, 0)
-        logits = self.mlm_head(self.behrt(batch)[selected])  # [M,V]
-        correct = int((logits.argmax(dim=-1) == truth).sum())
-        return MaskedLMOutput(cross_entropy(logits.float(), truth), correct, len(truth))
+        logits = self.mlm_head(self.behrt.encoded(batch).at(selected))  # [M,V]
+        return MaskedLMOutput(cross_entropy(logits.float(), truth), hits(logits, truth), len(truth))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ehrsequencing.batches import Batch
 from ehrsequencing.models.attention import Layout
@@ -55,9 +58,33 @@ def rotation(batch: Batch, width: int, layout: Layout, *, block_causal: bool = F
 
 def rotate(x: Float[Tensor, "B heads L D"], turn: Turn) -> Float[Tensor, "B heads L D"]:
     """Turn each pair of channels, so that products of queries and keys depend on differences of coordinates alone."""
-    cos, sin = turn
-    a, b = x.chunk(2, dim=-1)  # [B,heads,L,P]
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)  # [B,heads,L,D]
+    turned: Tensor = _Rotate.apply(x, *turn)
+    return turned
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation as one node of the graph; the gradient is turned back by the same angles."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(gradient, cos, sin, -1), None, None
+
+
+def _turned(x: Float[Tensor, "B heads L D"], cos: Tensor, sin: Tensor, way: int) -> Float[Tensor, "B heads L D"]:
+    """(a cos − b sin, a sin + b cos) of the halves a and b of the channels, or with −sin."""
+    out = torch.empty_like(x)  # [B,heads,L,D]
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    (a, b), (first, second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)  # [B,heads,L,P]
+    torch.mul(a, cos, out=first).addcmul_(b, sin, value=-way)
+    torch.mul(b, cos, out=second).addcmul_(a, sin, value=way)
+    return out
 
 
 def _rates(scales: tuple[float, float], count: int, device: torch.device) -> Tensor:

@@ -90,6 +90,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, pacing: Pacing = E
             for (pace, plain), parameters in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0]))
         ],
         lr=config.learning_rate,
+        fused=True,
     )
 
 

@@ -1,0 +1,66 @@
+"""Attention over packed records on a CPU as one node of the graph: a fused kernel call for each distinct length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Groups = tuple[tuple[int, int], ...]
+Biases = Sequence[Tensor | None]
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+"""What scaled_dot_product_attention itself calls on a CPU; called here, since a graph of views, splits and
+concatenations around each call costs as much as a short record's attention."""
+
+
+class PackedAttention(torch.autograd.Function):
+    """softmax(qkᵀ/√D + bias)v within each record of [1, heads, T, D], records lying one after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: Groups, biases: Biases) -> Tensor:
+        """[1, heads, T, D] in and out; ``biases`` (-inf where the key may not be seen) of each group, or None."""
+        found = [
+            _forward(*part, 0.0, False, attn_mask=bias)
+            for *part, bias in zip(*(_records(x, groups) for x in (q, k, v)), biases, strict=True)
+        ]
+        mixed = _together([out for out, _ in found])  # [1,heads,T,D]
+        ctx.groups, ctx.biases = groups, biases
+        ctx.save_for_backward(q, k, v, mixed, *(logsumexp for _, logsumexp in found))
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, mixed, *logsumexps = ctx.saved_tensors
+        parts = (_records(x, ctx.groups) for x in (_rows(gradient), q, k, v, mixed))
+        found = [
+            _backward(*part, logsumexp, 0.0, False, attn_mask=bias)
+            for *part, logsumexp, bias in zip(*parts, logsumexps, ctx.biases, strict=True)
+        ]
+        return *(_together(list(part)) for part in zip(*found, strict=True)), None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """With channels next to each other, as the kernels need them."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _records(x: Float[Tensor, "1 heads T D"], groups: Groups) -> Iterator[Float[Tensor, "rows heads length D"]]:
+    """The records of each length, as views."""
+    _, heads, _, width = x.shape
+    _, head, token, channel = x.stride()
+    begin = x.storage_offset()
+    for rows, length in groups:
+        yield x.as_strided((rows, heads, length, width), (length * token, head, token, channel), begin)
+        begin += rows * length * token
+
+
+def _together(parts: list[Tensor]) -> Float[Tensor, "1 heads T D"]:
+    """Back to one row of all tokens."""
+    return torch.cat([part.transpose(1, 2).flatten(0, 1) for part in parts]).transpose(0, 1)[None]
