@@ -21,7 +21,8 @@ from transformers.utils import logging
 from ehrsequencing.batches import Batch
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.architectures import architecture_of
-from ehrsequencing.models.attention import Layout, attend, rounded
+from ehrsequencing.models.attention import Layout, Reading, rounded
+from ehrsequencing.models.backends import attend, lay_out
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.dropout import Dropout
 from ehrsequencing.models.pooling import Encoded, EncodedTokens
@@ -320,10 +321,8 @@ class BEHRTModel(BEHRTPreTrainedModel):
         repeatable = causal and not self.training
         if causal:
             batch = batch.widened(rounded(width, repeatable))  # [B,L2]
-        layout = (
-            Layout.block_causal(batch.mask, batch.visit, repeatable=repeatable) if causal else Layout.of(batch.mask)
-        )
-        layout = layout.related(batch.mask, batch.visit, self.config.head_relations, block_causal=causal)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        layout = lay_out(batch, Reading(self.config.head_relations, causal, repeatable, dropout))
         channels = self.config.hidden_size // self.config.num_attention_heads
         turn = rotation(batch, channels, layout, block_causal=causal)
         x = layout.pack(embed(batch))  # [1,T,H] where packed, else [B,L2,H]

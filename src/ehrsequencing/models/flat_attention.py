@@ -35,6 +35,10 @@ class Span(NamedTuple):
     first: Int[np.ndarray, " T"]
     end: Int[np.ndarray, " T"]
 
+    def within(self, other: Span) -> Span:
+        """What lies in both."""
+        return Span(np.maximum(self.first, other.first), np.minimum(self.end, other.end))
+
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
@@ -88,7 +92,7 @@ class Flat:
 
     @classmethod
     def by_spans(cls, planes: Sequence[Span], plane: Sequence[int], device: torch.device) -> Flat:
-        """Head h sees ``planes[plane[h]]``; one plane and no heads: all heads see it."""
+        """Head h sees ``planes[plane[h]]``; where one head is named all see as it does."""
         size = pack_size(len(planes[0].first))
         whole = Span(*(np.stack(part).astype(np.int32) for part in zip(*(_padded(p, size) for p in planes))))  # [P,S]
         return cls(size, blocks=_block_mask(whole, plane, device))
@@ -122,13 +126,10 @@ def _padded(span: Span, size: int) -> Span:
 def _block_mask(span: Span, plane: Sequence[int], device: torch.device) -> BlockMask:
     """What FlexAttention reads of the spans [P, S] of each head's plane."""
     first, end = (moved(torch.from_numpy(part), device) for part in span)  # [P,S]
-    of_head = moved(torch.tensor(plane or [0]), device)  # [heads or 1]
-    several = len(plane) > 0
-
-    def sees(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        own = of_head[h] if several else of_head[0]
-        return (first[own, q] <= kv) & (kv < end[own, q])
-
+    of_head = moved(torch.tensor(plane), device)  # [heads]
+    # a lambda, so that no checker of types wraps what is compiled
+    own: Any = lambda h: of_head[h % len(plane)]  # noqa: E731
+    sees: Any = lambda b, h, q, kv: (first[own(h), q] <= kv) & (kv < end[own(h), q])  # noqa: E731
     some, all_ = _block_table(span)  # [P,n,n]
     orders = [_ordered(table) for table in (some, all_, some.transpose(0, 2, 1), all_.transpose(0, 2, 1))]
     kv, full_kv, by_q, full_q = (
