@@ -31,7 +31,8 @@ from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.models import configuration
 from ehrsequencing.models.blend import blend
-from ehrsequencing.models.pooling import EncodedTokens, pool
+from ehrsequencing.models.pooling import EncodedTokens
+from ehrsequencing.models.states import pool
 from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.nonparametric import for_outcome
 from ehrsequencing.study.assemble import choose_alpha_on_tuning
@@ -63,14 +64,14 @@ class Trial:
 def last_visit(record: EncodedTokens) -> Tensor:
     """[CLS], mean and maximum over the tokens of a record's last visit."""
     last = record.mask & (record.visit == record.visit.amax(dim=1, keepdim=True))  # [B,L]
-    own = pool(record.hidden, last)  # [B,3H]
-    return torch.cat([record.hidden[:, 0], own[:, record.hidden.shape[-1] :]], dim=-1)
+    own = pool(record.tokens(), last)  # [B,3H]
+    return torch.cat([record.tokens()[:, 0], own[:, record.tokens().shape[-1] :]], dim=-1)
 
 
 def mean_alone(record: EncodedTokens) -> Tensor:
     """The mean over a record's tokens, in the place of all three parts."""
-    width = record.hidden.shape[-1]
-    return pool(record.hidden, record.mask)[:, width : 2 * width].repeat(1, 3)
+    width = record.tokens().shape[-1]
+    return pool(record.tokens(), record.mask)[:, width : 2 * width].repeat(1, 3)
 
 
 TRIALS: Mapping[str, Trial] = {

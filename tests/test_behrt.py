@@ -17,7 +17,7 @@ from ehrsequencing.models.attention import Layout
 from ehrsequencing.models.backends import attend
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival, HazardHead
-from ehrsequencing.models.pooling import pool
+from ehrsequencing.models.states import pool
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, mask_tokens
 from ehrsequencing.models.rotary import coordinates, rotate, rotation
 from ehrsequencing.models.wide import RidgeHazard
@@ -124,7 +124,7 @@ def test_what_stands_in_padding_is_never_read(model, batch):
 
 
 def test_patients_of_a_batch_do_not_see_each_other(model, batch):
-    batch_grad = model.behrt.embeddings(batch).detach().requires_grad_(True)
+    batch_grad = model.behrt.embeddings(batch, Layout.padded(batch.mask)).detach().requires_grad_(True)
     x = batch_grad
     turn = rotation(batch, 8, Layout.padded(batch.mask))
     for layer in model.behrt.layers:
@@ -237,8 +237,8 @@ def test_a_value_enters_times_its_own_codes_vector(model, batch):
 
 def test_visits_beyond_the_maximum_are_clipped(model, batch):
     most = model.config.max_visits
-    embed = model.behrt.embeddings
-    assert torch.equal(embed(change(batch, "visit", most - 1)), embed(change(batch, "visit", most + 500)))
+    embed, layout = model.behrt.embeddings, Layout.packed(batch.mask)
+    assert torch.equal(embed(change(batch, "visit", most - 1), layout), embed(change(batch, "visit", most + 500), layout))
     assert torch.isfinite(model(change(batch, "visit", most + 500))).all()
 
 

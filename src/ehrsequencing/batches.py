@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64, Integer
+from jaxtyping import Bool, Float32, Float64, Int64, Integer, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -22,6 +22,8 @@ from ehrsequencing.outline import Outline
 from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.tokens import PAD, Tokenizer, TokenStore
 
+PADDED = 4
+"""A micro-batch has at most so many times its budget of places, padding included."""
 _US_PER_DAY = 86_400_000_000
 
 
@@ -52,20 +54,21 @@ class Batch:
 
     def widened(self, length: int) -> Batch:
         """The same records padded to ``length`` tokens, at least their own L."""
-        extra = length - self.code.shape[1]
-        if extra == 0:
+        if length == self.code.shape[1]:
             return self
-        wide = Batch(**{f.name: pad(getattr(self, f.name), (0, extra)) for f in fields(self)})
+        wide = self.laid(lambda x: widened(x, length))
         return wide.outlined(self.outline.widened(length)) if "outline" in self.__dict__ else wide
+
+    def laid(self, pack: Callable[[Tensor], Tensor]) -> Batch:
+        """The same tokens in another layout: ``pack`` of every array."""
+        return Batch(**{item.name: pack(getattr(self, item.name)) for item in fields(self)})
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device, its outline known there without asking the device."""
         there = torch.device(device)
         if self.code.device == there:
             return self
-        return Batch(**{item.name: moved(getattr(self, item.name), there) for item in fields(self)}).outlined(
-            self.outline
-        )
+        return self.laid(lambda x: moved(x, there)).outlined(self.outline)
 
     @cached_property
     def outline(self) -> Outline:
@@ -76,6 +79,11 @@ class Batch:
         """The same batch, told its outline."""
         self.__dict__["outline"] = outline  # what cached_property would have put there
         return self
+
+
+def widened(x: Shaped[Tensor, "B L *rest"], length: int) -> Shaped[Tensor, "B L2 *rest"]:
+    """Padded with zeros to ``length`` along the second axis."""
+    return pad(x, (0, 0) * (x.ndim - 2) + (0, length - x.shape[1]))
 
 
 def collate(store: TokenStore, rows: Integer[np.ndarray, " B"]) -> Batch:
@@ -114,17 +122,19 @@ def _padded(
 def micro_batches(
     store: TokenStore, rows: Integer[np.ndarray, " B"], token_budget: int
 ) -> list[Integer[np.ndarray, " b"]]:
-    """Split one random batch by length, longest first, so that rows × longest row stays within ``token_budget``.
+    """Split one random batch by length, longest first, each part of at most ``token_budget`` tokens.
 
-    A row longer than the budget makes a micro-batch of its own. The same rows come out, each once.
+    Padded it has at most PADDED times as many places. A row longer than the budget makes a micro-batch of its own. The
+    same rows come out, each once.
     """
     lengths = store.lengths[rows]
     order = rows[np.argsort(-lengths, kind="stable")]
     ordered = -np.sort(-lengths)
     parts: list[Integer[np.ndarray, " b"]] = []
-    begin = 0
+    begin, ends = 0, np.cumsum(ordered)
     while begin < len(order):
-        size = max(int(token_budget // ordered[begin]), 1)
+        real = int(np.searchsorted(ends, (ends[begin - 1] if begin else 0) + token_budget, side="right")) - begin
+        size = max(min(real, int(PADDED * token_budget // ordered[begin])), 1)
         parts.append(order[begin : begin + size])
         begin += size
     return parts

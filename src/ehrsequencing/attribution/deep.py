@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -36,19 +36,14 @@ def is_content(batch: Batch) -> Bool[Tensor, "B L"]:
 def replaced_content(model: BEHRTForSurvival, content: Float[Tensor, "B L W"]) -> Iterator[None]:
     """Within the block the encoder reads ``content`` in place of the codes' vectors; the model itself is not changed.
 
-    Tokens of the batch must carry no values (their terms are in the content). A hook does it, gone when the block ends,
-    however it ends.
+    Tokens of the batch must carry no values (their terms are in the content).
     """
-
-    def hook(module: Any, inputs: Any, vectors: Tensor) -> Tensor:
-        extra = vectors[:, content.shape[1] :]  # block-causal batches are widened by padding
-        return torch.cat([content, extra], dim=1)
-
-    handle = model.behrt.embeddings.code_embedding.register_forward_hook(hook)
+    embeddings: BEHRTEmbeddings = model.behrt.embeddings
+    embeddings.given_content = content
     try:
         yield
     finally:
-        handle.remove()
+        embeddings.given_content = None
 
 
 @contextmanager

@@ -81,6 +81,7 @@ class Layout:
             group, True where the key may be seen.
         backend: who attends in it (``backends.BACKENDS``).
         flat: of a row that ends in padding, what its back-end needs to know.
+        exact: packed without any padding.
     """
 
     key_mask: Tensor | None
@@ -90,6 +91,7 @@ class Layout:
     visible: tuple[Tensor, ...] = ()
     backend: str = "padded"
     flat: Flat | None = None
+    exact: bool = False
 
     @classmethod
     def padded(cls, mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"] | None = None) -> Layout:
@@ -117,8 +119,8 @@ class Layout:
         distinct, counts = lengths.unique_consecutive(return_counts=True)
         places = order[:, None] * width + torch.arange(width, device=mask.device)  # [B,L]
         index = places[torch.arange(width, device=mask.device) < lengths[:, None]]  # [T]
-        return cls(None, tuple(zip(counts.tolist(), distinct.tolist(), strict=True)), index, (rows, width),
-                   backend="by_length")  # fmt: skip
+        groups = tuple(zip(counts.tolist(), distinct.tolist(), strict=True))
+        return cls(None, groups, index, (rows, width), backend="by_length", exact=True)
 
     @classmethod
     def block_causal(cls, mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"], *, repeatable: bool = True) -> Layout:

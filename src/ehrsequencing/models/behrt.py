@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
-from ehrsequencing.batches import Batch
+from ehrsequencing.batches import Batch, widened
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.architectures import architecture_of
 from ehrsequencing.models.attention import Layout, Reading, rounded
@@ -26,6 +26,7 @@ from ehrsequencing.models.backends import attend, lay_out
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.dropout import Dropout
 from ehrsequencing.models.pooling import Encoded, EncodedTokens
+from ehrsequencing.models.states import States
 from ehrsequencing.models.rotary import Turn, rotate, rotation
 from ehrsequencing.tokens import MASK, N_SPECIAL
 
@@ -44,12 +45,12 @@ def age_features(age: Float[Tensor, "B L"], known: Bool[Tensor, "B L"]) -> Float
     return features * known[..., None]
 
 
-def sinusoids(position: Int[Tensor, "B L"], width: int) -> Float[Tensor, "B L W"]:
-    """Sinusoidal position vectors (Vaswani et al. 2017), sines then cosines; positions are below L."""
+def sinusoids(positions: int, width: int, device: torch.device) -> Float[Tensor, "L W"]:
+    """Sinusoidal vectors (Vaswani et al. 2017), sines then cosines, of the positions below L."""
     half = width // 2
-    rate = torch.exp(torch.arange(half, device=position.device) * (-math.log(10_000.0) / half))  # [W/2]
-    table = torch.outer(torch.arange(position.shape[1], device=position.device), rate)  # [L,W/2]
-    return torch.cat([table.sin(), table.cos()], dim=-1)[position]  # [B,L,W]
+    rate = torch.exp(torch.arange(half, device=device) * (-math.log(10_000.0) / half))  # [W/2]
+    table = torch.outer(torch.arange(positions, device=device), rate)  # [L,W/2]
+    return torch.cat([table.sin(), table.cos()], dim=-1)  # [L,W]
 
 
 def hide_codes(batch: Batch, vocab_size: int, share: float | int) -> Batch:
@@ -87,20 +88,23 @@ class BEHRTEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, config.hidden_size)
         self.dropout, self.code_dropout = Dropout(config.dropout), config.code_dropout
+        self.given_content: Tensor | None = None  # [B,L,W] in place of the codes' vectors, while attributions are made
 
-    def forward(self, batch: Batch) -> Float[Tensor, "B L H"]:
-        """The blocks' input; what stands at padded places is finite and meaningless.
+    def forward(self, batch: Batch, layout: Layout) -> Float[Tensor, "B2 L2 H"]:
+        """The blocks' input in ``layout``; what stands at padded places is finite and meaningless.
 
         In training some of each record's codes may be hidden (``code_dropout``).
         """
-        batch = self.shown(batch)
-        x = self.code_embedding(batch.code) + self._age(batch) + self._gap(batch)  # [B,L,W]
-        x = x + self.visit_embedding(batch.visit.clamp(0, self.visit_embedding.num_embeddings - 1))  # [B,L,W]
-        position = (batch.mask.cumsum(dim=1) - 1).clamp_min(0)  # [B,L]
-        x = x + sinusoids(position, x.shape[-1]).to(x.dtype) * side_scale(x.shape[-1])  # [B,L,W]
+        given = None if self.given_content is None else layout.pack(widened(self.given_content, batch.code.shape[1]))
+        batch = self.shown(batch).laid(layout.pack)
+        x = self.code_embedding(batch.code) if given is None else given  # [B2,L2,W]
+        x = x + self._age(batch) + self._gap(batch)  # [B2,L2,W]
+        x = x + self.visit_embedding(batch.visit.clamp(0, self.visit_embedding.num_embeddings - 1))  # [B2,L2,W]
+        where = sinusoids(layout.shape[1], x.shape[-1], x.device).to(x.dtype) * side_scale(x.shape[-1])  # [L,W]
+        x = x + where[layout.position]  # [B2,L2,W]
         if self.value_embedding is not None:
             x = x + self.value_term(batch, self.value_embedding)  # [B,L,W]
-        return self.projection(self.dropout(self.norm(x)))  # [B,L,H]
+        return self.projection(self.dropout(self.norm(x)))  # [B2,L2,H]
 
     def shown(self, batch: Batch) -> Batch:
         """The records as they are read: in training with some of each one's codes hidden."""
@@ -301,11 +305,11 @@ class BEHRTModel(BEHRTPreTrainedModel):
         Under the block-causal mask those of a visit do not depend on any later one: on a CPU and in eval mode, to the
         bit.
         """
-        return self._attended(batch, self.embeddings)
+        return self.encoded(batch).tokens()
 
     def encoded(self, batch: Batch) -> Encoded:
         """One pass over the batch, from which hidden states and pooled vectors are read."""
-        return EncodedTokens(self(batch), batch.mask, batch.visit)
+        return EncodedTokens(self._attended(batch, self.embeddings), batch.mask, batch.visit)
 
     def pooled(self, batch: Batch) -> Float[Tensor, "B F"]:
         """The vector of each record: F = 3H."""
@@ -315,7 +319,7 @@ class BEHRTModel(BEHRTPreTrainedModel):
         """The vector of each visit of each record, from visit 0 on: F = 3H."""
         return self.encoded(batch).pooled_visits()
 
-    def _attended(self, batch: Batch, embed: Callable[[Batch], Tensor]) -> Float[Tensor, "B L H"]:
+    def _attended(self, batch: Batch, embed: Callable[[Batch, Layout], Tensor]) -> States:
         """What ``embed`` makes of the batch (widened, where its layout needs it), through the blocks."""
         width, causal = batch.mask.shape[1], self.config.attention == "block_causal"
         repeatable = causal and not self.training
@@ -325,10 +329,10 @@ class BEHRTModel(BEHRTPreTrainedModel):
         layout = lay_out(batch, Reading(self.config.head_relations, causal, repeatable, dropout))
         channels = self.config.hidden_size // self.config.num_attention_heads
         turn = rotation(batch, channels, layout, block_causal=causal)
-        x = layout.pack(embed(batch))  # [1,T,H] where packed, else [B,L2,H]
+        x = embed(batch, layout)  # [1,T,H] where packed, else [B,L2,H]
         for layer in self.layers:
             x = layer(x, layout, turn)
-        return layout.unpack(self.norm(x))[:, :width]  # [B,L,H]
+        return States(self.norm(x), layout, width)
 
 
 def encoder_class(config: BEHRTConfig) -> type[BEHRTModel]:

@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from ehrsequencing.batches import Batch
+from ehrsequencing.batches import Batch, widened
+from ehrsequencing.models.attention import Layout
 from ehrsequencing.models.behrt import BEHRTEmbeddings, BEHRTModel, side_scale, sinusoids
 from ehrsequencing.models.configuration import BEHRTConfig
-from ehrsequencing.models.pooling import Encoded, pool, whole_rows
+from ehrsequencing.models.pooling import Encoded, whole_rows
+from ehrsequencing.models.states import States
 
 SIZE_SCALE = 4
 """What the log of a visit's tokens is divided by: 50 tokens give about 1."""
@@ -72,20 +73,28 @@ class VisitEmbeddings(BEHRTEmbeddings):
 
     def forward(self, batch: Batch) -> Float[Tensor, "T H"]:
         """Of the T real tokens, record by record; in training some of each record's codes may be hidden."""
-        batch = self.shown(batch)
-        x = self.code_embedding(batch.code)  # [B,L,W]
-        if self.value_embedding is not None:
-            x = x + self.value_term(batch, self.value_embedding)  # [B,L,W]
-        real = x[batch.mask]  # [T,W]
-        return self.projection(self.dropout(self.norm(whole_rows(real))))[: len(real)]  # [T,H]
+        place = batch.mask.flatten().nonzero()[:, 0]  # [T]
 
-    def moments(self, visits: Batch) -> Float[Tensor, "B V H"]:
-        """Of each visit of a ``Timeline``; what stands at padded places is finite and meaningless."""
-        x = self._age(visits) + self._gap(visits)  # [B,V,W]
+        def real(x: Tensor) -> Tensor:
+            return x.flatten(0, 1).index_select(0, place)[None]
+
+        given = None if self.given_content is None else real(self.given_content)
+        batch = self.shown(batch).laid(real)  # [1,T]
+        x = self.code_embedding(batch.code) if given is None else given  # [1,T,W]
+        if self.value_embedding is not None:
+            x = x + self.value_term(batch, self.value_embedding)  # [1,T,W]
+        return self.projection(self.dropout(self.norm(whole_rows(x[0]))))[: x.shape[1]]  # [T,H]
+
+    def moments(self, visits: Batch, layout: Layout) -> Float[Tensor, "B2 V2 H"]:
+        """Of each visit of a ``Timeline``, in ``layout``; what stands at padded places is finite and meaningless."""
+        numbers = layout.shape[1]
+        visits = visits.laid(layout.pack)
+        x = self._age(visits) + self._gap(visits)  # [B2,V2,W]
         x = x + self.size_projection(visits.value.log1p()[..., None] / SIZE_SCALE)  # [B,V,W]
         x = x + self.visit_embedding(visits.visit.clamp_max(self.visit_embedding.num_embeddings - 1))  # [B,V,W]
-        x = x + sinusoids(visits.visit, x.shape[-1]).to(x.dtype) * side_scale(x.shape[-1])  # [B,V,W]
-        return self.moment_projection(self.dropout(self.moment_norm(x)))  # [B,V,H]
+        where = sinusoids(numbers, x.shape[-1], x.device).to(x.dtype) * side_scale(x.shape[-1])  # [V,W]
+        x = x + where[visits.visit]  # [B2,V2,W]
+        return self.moment_projection(self.dropout(self.moment_norm(x)))  # [B2,V2,H]
 
 
 class AttentionPool(nn.Module):
@@ -125,28 +134,39 @@ class EncodedVisits(Encoded):
     """Records whose visits were attended one by one.
 
     Attributes:
-        states: of the visits, visit 0 being ``[CLS]`` with the static tokens.
+        attended: of the visits, visit 0 being ``[CLS]`` with the static tokens.
         seen: True at real visits.
         content: of the T real tokens, each of which lies at ``slot`` of the flattened [B, V].
         mask: of the tokens.
     """
 
-    states: Float[Tensor, "B V H"]
+    attended: States
     seen: Bool[Tensor, "B V"]
     content: Float[Tensor, "T H"]
     slot: Int[Tensor, " T"]
     mask: Bool[Tensor, "B L"]
     norm: nn.LayerNorm
 
+    @property
+    def states(self) -> Float[Tensor, "B V H"]:
+        """Of the visits, padded."""
+        return self.attended.padded
+
     def tokens(self) -> Float[Tensor, "B L H"]:
         """What a token says and what the timeline knows of its visit, added and normalised."""
-        own = self.content + self.states.flatten(0, 1)[self.slot]  # [T,H]
+        own = self.content + self.states.flatten(0, 1).index_select(0, self.slot)  # [T,H]
         hidden = own.new_zeros(*self.mask.shape, own.shape[-1])  # [B,L,H]
         return hidden.masked_scatter(self.mask[..., None], self.norm(own))
 
+    def at(self, selected: Bool[Tensor, "B L"]) -> Float[Tensor, "M H"]:
+        """The same of the selected tokens alone."""
+        own = selected[self.mask].nonzero()[:, 0]  # [M]
+        states = self.states.flatten(0, 1).index_select(0, self.slot[own])  # [M,H]
+        return self.norm(self.content.index_select(0, own) + states)
+
     def pooled(self) -> Float[Tensor, "B F"]:
         """Visit 0, mean and maximum over the record's visits, concatenated: F = 3H."""
-        return pool(self.states, self.seen)
+        return self.attended.pooled(self.seen)
 
     def pooled_visits(self) -> Float[Tensor, "B V F"]:
         """A visit's state, the maximum and the mean of the states so far, concatenated: F = 3H.
@@ -183,9 +203,8 @@ class HierarchicalBEHRT(BEHRTModel):
         content = self.embeddings(batch)  # [T,H]
         vectors = self.visit_pool(content, slot, visits.mask.numel()).unflatten(0, visits.mask.shape)  # [B,V,H]
 
-        def embed(wide: Batch) -> Tensor:
-            extra = wide.mask.shape[1] - vectors.shape[1]
-            return pad(vectors, (0, 0, 0, extra)) + self.embeddings.moments(wide)  # [B,V2,H]
+        def embed(wide: Batch, layout: Layout) -> Tensor:
+            return layout.pack(widened(vectors, wide.mask.shape[1])) + self.embeddings.moments(wide, layout)
 
-        states = self._attended(visits, embed)  # [B,V,H]
+        states = self._attended(visits, embed)
         return EncodedVisits(states, visits.mask, content, slot, batch.mask, self.norm)

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ehrsequencing.models.states import States
+
 WHOLE_ROWS = 16
 """Matrix products over whole multiples of so many rows give a row the same bits however many rows there are."""
 
@@ -22,20 +24,16 @@ class Encoded(ABC):
         """The hidden state of each token; at padded places finite and meaningless."""
 
     @abstractmethod
+    def at(self, selected: Bool[Tensor, "B L"]) -> Float[Tensor, "M H"]:
+        """The hidden states of the selected tokens, all of them real, row after row."""
+
+    @abstractmethod
     def pooled(self) -> Float[Tensor, "B F"]:
         """One vector a record: F = 3H."""
 
     @abstractmethod
     def pooled_visits(self) -> Float[Tensor, "B V F"]:
         """One vector a visit, none of which a later visit has a part in (under the block-causal mask): F = 3H."""
-
-
-def pool(hidden: Float[Tensor, "B L H"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B F"]:
-    """[CLS], mean and maximum over a record's real tokens, concatenated: F = 3H; [CLS] leads the row."""
-    real = mask[..., None]  # [B,L,1]
-    mean = (hidden * real).sum(dim=1) / real.sum(dim=1)  # [B,H]
-    top = hidden.masked_fill(~real, -torch.inf).amax(dim=1)  # [B,H]
-    return torch.cat([hidden[:, 0], mean, top], dim=-1)  # [B,3H]
 
 
 def pool_visits(
@@ -73,18 +71,22 @@ def whole_rows(x: Float[Tensor, "n F"]) -> Float[Tensor, "m F"]:
 class EncodedTokens(Encoded):
     """Records whose tokens were attended one by one."""
 
-    hidden: Float[Tensor, "B L H"]
+    states: States
     mask: Bool[Tensor, "B L"]
     visit: Int[Tensor, "B L"]
 
     def tokens(self) -> Float[Tensor, "B L H"]:
         """As the encoder gave them."""
-        return self.hidden
+        return self.states.padded
+
+    def at(self, selected: Bool[Tensor, "B L"]) -> Float[Tensor, "M H"]:
+        """Read where they are."""
+        return self.states.at(selected)
 
     def pooled(self) -> Float[Tensor, "B F"]:
         """``pool`` over the tokens."""
-        return pool(self.hidden, self.mask)
+        return self.states.pooled(self.mask)
 
     def pooled_visits(self) -> Float[Tensor, "B V F"]:
         """``pool_visits``."""
-        return pool_visits(self.hidden, self.mask, self.visit)
+        return pool_visits(self.states.padded, self.mask, self.visit)

@@ -79,6 +79,6 @@ class BEHRTForMaskedLM(BEHRTPreTrainedModel):
         truth = targets[selected]  # [M]
         if len(truth) == 0:
             return MaskedLMOutput(torch.zeros((), device=targets.device), 0, 0)
-        logits = self.mlm_head(self.behrt(batch)[selected])  # [M,V]
+        logits = self.mlm_head(self.behrt.encoded(batch).at(selected))  # [M,V]
         correct = int((logits.argmax(dim=-1) == truth).sum())
         return MaskedLMOutput(cross_entropy(logits.float(), truth), correct, len(truth))

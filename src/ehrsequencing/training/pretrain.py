@@ -137,17 +137,16 @@ class Mixture:
         if not bool((targets != IGNORE).any()) and not own and not self.pooled:
             return None
         encoded = self.model.behrt.encoded(shown)
-        hidden = encoded.tokens()  # [B,L,H]
         days = days_ago(read, rows)  # [B,L]
         pooled = self._pooled(encoded, batch) if self.pooled else None  # [B,F]
         if own is None:
-            return MicroBatch(batch, targets, hidden, days, pooled)
+            return MicroBatch(batch, targets, encoded, days, pooled)
         at = torch.from_numpy(local[own.row])  # [Q]
         if self.training.causal:
             vectors = encoded.pooled_visits()[at, torch.from_numpy(own.visit)]  # [Q,F]
         else:
             vectors = encoded.pooled()[at]  # [Q,F]
-        return MicroBatch(batch, targets, hidden, days, pooled, Future(whole, own, vectors))
+        return MicroBatch(batch, targets, encoded, days, pooled, Future(whole, own, vectors))
 
     def _pooled(self, encoded: Encoded, batch: Batch) -> Float[Tensor, "B F"]:
         """The vector of each record as fine-tuning reads it; under the block-causal mask that of its last visit."""

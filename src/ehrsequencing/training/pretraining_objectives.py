@@ -16,6 +16,7 @@ from ehrsequencing.batches import Batch
 from ehrsequencing.config import PretrainConfig
 from ehrsequencing.errors import EhrError
 from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.pooling import Encoded
 from ehrsequencing.models.piecewise import marginal_log_rates, piecewise_nll, quantile_edges
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM
 from ehrsequencing.models.pretraining_heads import NextVisitHead, SummaryHead, TimeToEventHead, ValueHead
@@ -102,7 +103,7 @@ class MicroBatch:
     Attributes:
         batch: the records as they are before masking.
         targets: the codes to guess, IGNORE elsewhere.
-        hidden: of every token, as the encoder read it masked.
+        encoded: the records as the encoder read them masked.
         days: before prediction_time (the cut), of every token; infinite where it has no time.
         vectors: the pooled vector of each record (block-causal: of its last visit), where an objective asks for it.
         future: where some objective predicts it.
@@ -110,7 +111,7 @@ class MicroBatch:
 
     batch: Batch
     targets: Int[Tensor, "B L"]
-    hidden: Float[Tensor, "B L H"]
+    encoded: Encoded
     days: Float[Tensor, "B L"]
     vectors: Float[Tensor, "B F"] | None = None
     future: Future | None = None
@@ -179,7 +180,7 @@ def _masked_codes(training: Training, head: nn.Module | None, part: MicroBatch) 
     truth = part.targets[selected]  # [M]
     if len(truth) == 0:
         return Term(torch.zeros(()), 0)
-    logits = model.mlm_head(part.hidden[selected])  # [M,V]
+    logits = model.mlm_head(part.encoded.at(selected))  # [M,V]
     correct = int((logits.argmax(dim=-1) == truth).sum())
     figures = {"accuracy": correct, "most_frequent_code": int((truth == training.most_frequent).sum())}
     return Term(cross_entropy(logits.float(), truth), len(truth), dict(figures))
@@ -195,7 +196,7 @@ def _masked_values(training: Training, head: nn.Module | None, part: MicroBatch)
     if len(truth) == 0:
         return Term(torch.zeros(()), 0)
     codes = training.model.behrt.embeddings.code_embedding(part.targets[selected])  # [M,W]
-    guess = cast(ValueHead, head)(part.hidden[selected], codes)  # [M]
+    guess = cast(ValueHead, head)(part.encoded.at(selected), codes)  # [M]
     median = huber_loss(torch.zeros_like(truth), truth, reduction="sum")
     return Term(huber_loss(guess, truth), len(truth), {"masked_values_median": float(median)})
 
