@@ -87,7 +87,9 @@ def test_varlens_sequences_are_the_records_then_the_padding():
     starts = flat.starts.tolist()
     sizes = np.diff(starts)
     assert sizes[: len(batch)].tolist() == batch.outline.lengths.tolist()
-    assert sizes.sum() == flat.size and sizes.max() <= flat.longest and (len(starts) - 1) % SEQUENCES == 0
+    assert sizes.sum() == flat.size
+    assert sizes.max() <= flat.longest
+    assert (len(starts) - 1) % SEQUENCES == 0
 
 
 @pytest.mark.parametrize("kind", READINGS)
@@ -122,7 +124,8 @@ def test_flexs_blocks_are_those_that_torch_would_find(kind):
 
 def test_packs_have_few_sizes():
     sizes = {pack_size(tokens) for tokens in range(1, 65_537)}
-    assert len(sizes) == 17 and all(size % BLOCK == 0 for size in sizes)
+    assert len(sizes) == 17
+    assert all(size % BLOCK == 0 for size in sizes)
     assert all(tokens <= pack_size(tokens) <= max(256, 1.5 * tokens) for tokens in range(1, 65_537))
 
 

@@ -17,9 +17,9 @@ from ehrsequencing.models.attention import Layout
 from ehrsequencing.models.backends import attend
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival, HazardHead
-from ehrsequencing.models.states import pool
 from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, mask_tokens
 from ehrsequencing.models.rotary import coordinates, rotate, rotation
+from ehrsequencing.models.states import pool
 from ehrsequencing.models.wide import RidgeHazard
 from ehrsequencing.tokens import CLS, MASK, N_SPECIAL
 from tiny_batches import VOCAB, garbage_in_padding, random_batch, rows_of, shake, tiny_config
@@ -238,7 +238,9 @@ def test_a_value_enters_times_its_own_codes_vector(model, batch):
 def test_visits_beyond_the_maximum_are_clipped(model, batch):
     most = model.config.max_visits
     embed, layout = model.behrt.embeddings, Layout.packed(batch.mask)
-    assert torch.equal(embed(change(batch, "visit", most - 1), layout), embed(change(batch, "visit", most + 500), layout))
+    assert torch.equal(
+        embed(change(batch, "visit", most - 1), layout), embed(change(batch, "visit", most + 500), layout)
+    )
     assert torch.isfinite(model(change(batch, "visit", most + 500))).all()
 
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ehrsequencing.config import TOKEN_BUDGET
 from ehrsequencing.errors import EhrError, Exit
 
-AUTO, INDUCTOR = "auto", "inductor"
+AUTO, INDUCTOR, RECOMPILE_LIMIT = "auto", "inductor", 64
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,13 @@ def computing(choice: Compute) -> Iterator[Compute]:
         _chosen[:] = before
 
 
+def compiled(function: Callable[..., Any], compiler: str) -> Callable[..., Any]:
+    """By torch.compile, anew for each of the few sizes of packs: they are more than torch expects."""
+    compile_: Any = torch.compile  # the stub knows no recompile_limit
+    made: Callable[..., Any] = compile_(function, backend=compiler, dynamic=False, recompile_limit=RECOMPILE_LIMIT)
+    return made
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's tensors are."""
     return next(module.parameters()).device
@@ -166,6 +174,18 @@ def moved(x: Shaped[Tensor, "*shape"], device: torch.device) -> Shaped[Tensor, "
         return x
     ahead = device.type == "cuda" and x.device.type == "cpu"
     return (x.pin_memory() if ahead else x).to(device, non_blocking=ahead)
+
+
+def on_host(module: nn.Module, buffer: str) -> Tensor:
+    """A module's buffer as the host reads it, fetched from a device once."""
+    tensor: Tensor = getattr(module, buffer)
+    if tensor.device.type == "cpu":
+        return tensor
+    kept = module.__dict__.setdefault("_on_host", {})
+    if buffer not in kept or kept[buffer][0] is not tensor:
+        kept[buffer] = (tensor, tensor.cpu())
+    found: Tensor = kept[buffer][1]
+    return found
 
 
 @lru_cache(maxsize=64)

@@ -66,6 +66,11 @@ class Outline:
         return self.row * self.n_visits + self.visit
 
     @cached_property
+    def visit_sizes(self) -> Int64[np.ndarray, "B V"]:
+        """Tokens of each visit of each record."""
+        return np.bincount(self.slots, minlength=len(self) * self.n_visits).reshape(len(self), self.n_visits)
+
+    @cached_property
     def opens(self) -> Bool[np.ndarray, " T"]:
         """The first token of a visit."""
         return (np.diff(self.visit, prepend=-1) != 0) | (self.position == 0)

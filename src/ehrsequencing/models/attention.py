@@ -175,7 +175,7 @@ class Layout:
     @property
     def position(self) -> Int[Tensor, "B2 L2"]:
         """Where in its record each token of this layout stands, from 0; [1, L] where padded."""
-        rows, width = self.shape
+        width = self.shape[1]
         return self._filled(self.index % width)[None] if self.is_packed else self.index[None, :width]
 
     @property

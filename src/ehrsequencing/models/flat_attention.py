@@ -18,15 +18,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ehrsequencing.device import moved
+from ehrsequencing.device import INDUCTOR, compiled, moved
 from ehrsequencing.outline import Outline
 
 BLOCK = 128
 """Tokens in a block that FlexAttention skips, takes whole, or looks at token by token."""
 LEAST, SEQUENCES = 256, 64
 """The smallest pack; variable-length attention is told of a whole multiple of so many records."""
-RECOMPILE_LIMIT = 64
-"""Packs have few sizes, so that kernels are compiled for each of them: more than torch expects."""
 
 
 class Span(NamedTuple):
@@ -94,7 +92,8 @@ class Flat:
     def by_spans(cls, planes: Sequence[Span], plane: Sequence[int], device: torch.device) -> Flat:
         """Head h sees ``planes[plane[h]]``; where one head is named all see as it does."""
         size = pack_size(len(planes[0].first))
-        whole = Span(*(np.stack(part).astype(np.int32) for part in zip(*(_padded(p, size) for p in planes))))  # [P,S]
+        padded = [_padded(span, size) for span in planes]
+        whole = Span(*(np.stack([s[side] for s in padded]).astype(np.int32) for side in (0, 1)))  # [P,S]
         return cls(size, blocks=_block_mask(whole, plane, device))
 
     @classmethod
@@ -132,11 +131,13 @@ def _block_mask(span: Span, plane: Sequence[int], device: torch.device) -> Block
     sees: Any = lambda b, h, q, kv: (first[own(h), q] <= kv) & (kv < end[own(h), q])  # noqa: E731
     some, all_ = _block_table(span)  # [P,n,n]
     orders = [_ordered(table) for table in (some, all_, some.transpose(0, 2, 1), all_.transpose(0, 2, 1))]
-    kv, full_kv, by_q, full_q = (
-        [moved(torch.from_numpy(part), device).index_select(0, of_head)[None] for part in order] for order in orders
-    )
+    found: dict[str, Any] = {
+        f"{name}_{what}": moved(torch.from_numpy(part), device).index_select(0, of_head)[None]
+        for name, order in zip(("kv", "full_kv", "q", "full_q"), orders, strict=True)
+        for what, part in zip(("num_blocks", "indices"), order, strict=True)
+    }
     size = span.first.shape[1]
-    return BlockMask((size, size), *kv, *full_kv, *by_q, *full_q, (BLOCK, BLOCK), sees)
+    return BlockMask((size, size), **found, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=sees)
 
 
 def _block_table(span: Span) -> tuple[Bool[np.ndarray, "P n n"], Bool[np.ndarray, "P n n"]]:
@@ -162,9 +163,8 @@ def flex(q: Float[Tensor, "1 heads S D"], k: Tensor, v: Tensor, flat: Flat) -> F
 
 @cache
 def _flex_kernel(device: str) -> Callable[..., Any]:
-    if device != "cuda":
-        return flex_attention
-    return torch.compile(flex_attention, dynamic=False, recompile_limit=RECOMPILE_LIMIT)
+    kernel: Any = flex_attention
+    return compiled(kernel, INDUCTOR) if device == "cuda" else kernel
 
 
 def varlen(q: Float[Tensor, "1 heads S D"], k: Tensor, v: Tensor, flat: Flat) -> Float[Tensor, "1 heads S D"]:
@@ -172,5 +172,6 @@ def varlen(q: Float[Tensor, "1 heads S D"], k: Tensor, v: Tensor, flat: Flat) ->
     from torch.nn.attention.varlen import varlen_attn
 
     row = (x[0].transpose(0, 1) for x in (q, k, v))  # [S,heads,D]
-    mixed: Any = varlen_attn(*row, flat.starts, flat.starts, flat.longest, flat.longest)  # [S,heads,D]
+    attention: Any = varlen_attn
+    mixed: Tensor = attention(*row, flat.starts, flat.starts, flat.longest, flat.longest)  # [S,heads,D]
     return mixed.transpose(0, 1)[None]

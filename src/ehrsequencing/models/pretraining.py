@@ -75,10 +75,10 @@ class BEHRTForMaskedLM(BEHRTPreTrainedModel):
 
     def forward(self, batch: Batch, targets: Int[Tensor, "B L"]) -> MaskedLMOutput:
         """Loss and hits at the positions whose target is not IGNORE; without any the loss is 0, without gradient."""
-        selected = targets != IGNORE  # [B,L]
-        truth = targets[selected]  # [M]
+        places = (targets != IGNORE).flatten().nonzero()[:, 0]  # [M]
+        truth = targets.flatten()[places]  # [M]
         if len(truth) == 0:
             return MaskedLMOutput(torch.zeros((), device=targets.device), 0, 0)
-        logits = self.mlm_head(self.behrt.encoded(batch).at(selected))  # [M,V]
+        logits = self.mlm_head(self.behrt.encoded(batch).at(places))  # [M,V]
         correct = int((logits.argmax(dim=-1) == truth).sum())
         return MaskedLMOutput(cross_entropy(logits.float(), truth), correct, len(truth))

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ehrsequencing.batches import SurvivalData
+from ehrsequencing.device import moved
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.forward import in_micro_batches
 from ehrsequencing.training.finetune import head_logits, start_head
@@ -85,7 +86,7 @@ class _Encoded:
         self._features = features
 
     def of(self, rows: Int64[np.ndarray, " m"]) -> Float[Tensor, "m F"]:
-        return self._features[torch.from_numpy(self._at[rows])]
+        return self._features[moved(torch.from_numpy(self._at[rows]), self._features.device)]
 
 
 @dataclass(frozen=True, eq=False)
