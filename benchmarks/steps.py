@@ -8,10 +8,9 @@ results/steps.json and the tables of README.md.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,12 +22,25 @@ import torch
 from textbook import Textbook
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from workload import BATCH, LONGEST, N_BINS, SEED, cpu, environment, flops, gemm_rate, lengths, outcomes, records, told, valued_codes
+from workload import (
+    BATCH,
+    LONGEST,
+    N_BINS,
+    SEED,
+    cpu,
+    environment,
+    flops,
+    gemm_rate,
+    lengths,
+    outcomes,
+    records,
+    told,
+    valued_codes,
+)
 
 from ehrsequencing.batches import Batch, collate
 from ehrsequencing.config import TOKEN_BUDGET, OptimizerConfig
-from ehrsequencing.models import attention, behrt
-from ehrsequencing.models.attention import Layout
+from ehrsequencing.models import backends, behrt
 from ehrsequencing.models.behrt import BEHRTConfig
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.dropout import Dropout
@@ -103,9 +115,9 @@ def as_in(variant: Variant) -> Iterator[None]:
     """The product with some of its parts undone."""
     with ExitStack() as stack:
         if variant.together != "packed":
-            stack.enter_context(patch.object(Layout, "of", Layout.padded))
+            stack.enter_context(patch.object(backends, "fitting", lambda *_: "padded"))
         if "one node" in variant.undone:
-            stack.enter_context(patch.object(attention, "PackedAttention", SplitAttention))
+            stack.enter_context(patch.object(backends, "PackedAttention", SplitAttention))
             stack.enter_context(patch.object(behrt, "rotate", plain_rotate))
         if "dropout" in variant.undone:
             stack.enter_context(patch.object(Dropout, "forward", nn.Dropout.forward))
@@ -153,7 +165,8 @@ class Step:
         if self.variant.together == "buckets":
             order = rows[np.argsort(-self.store.lengths[rows], kind="stable")]
             parts = [collate(self.store, part) for part in buckets(self.store.lengths, order)]
-            return torch.cat([self.model(part)[:, 0] for part in parts])[torch.from_numpy(np.argsort(np.argsort(order)))]
+            back = np.argsort(order)[np.argsort(np.argsort(rows))]
+            return torch.cat([self.model(part)[:, 0] for part in parts])[torch.from_numpy(back)]
         batch = collate(self.store, rows)
         wide: Batch = batch.widened(LONGEST) if self.variant.together == "512" else batch
         found: Tensor = self.model(wide)
@@ -174,7 +187,7 @@ def race(case: str, size: str, turns: int, threads: int, names: list[str]) -> di
     steps = {name: Step(VARIANTS[name], size, case == "uniform", turns) for name in names}
     rows = [np.arange(turn * BATCH, (turn + 1) * BATCH) for turn in range(turns)]
     some = steps[names[-1]].store.lengths
-    for name, step in steps.items():  # warm up on four records
+    for step in steps.values():  # warm up on four records
         step(rows[0][np.argsort(some[rows[0]])[:4]])
     found: dict[str, Any] = {"tokens": [int(some[at].sum()) for at in rows], "gemm": [], "cpu": {}, "wall": {}}
     for at in rows:
@@ -206,7 +219,7 @@ def remember(name: str) -> None:
         file.write("5")  # the highest so far is forgotten
     before = resident("VmRSS")
     step(np.arange(BATCH))
-    print(json.dumps({"mb": (resident("VmHWM") - before) / 1024, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+    print(json.dumps({"mb": (resident("VmHWM") - before) / 1024}))
 
 
 def resident(key: str) -> int:
@@ -221,7 +234,7 @@ def profile(size: str, architecture: str, undone: tuple[str, ...]) -> dict[str, 
     step = Step(Variant("packed", undone, settings=settings), size, False, 2)
     step(np.arange(BATCH))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
-    XXnp.arange(turn * BATCH, (turn + 1) * BATCH))
+        step(np.arange(BATCH, 2 * BATCH))
     spent = dict.fromkeys(KINDS, 0.0)
     for event in found.key_averages():
         kind = next((kind for kind, marks in KINDS.items() if any(mark in event.key for mark in marks)), "the rest")
@@ -264,10 +277,12 @@ def tables(found: Mapping[str, Any]) -> str:
         lines = []
         for name, figures in case["summary"].items():
             share = f"{figures['gemm_share']:.0%}" if "gemm_share" in figures else ""
-            times = [f"{figures[key]:.1f}" if (key := f"times {other}") in figures else "" for other in (REFERENCE, written)]
+            keys = [f"times {other}" for other in (REFERENCE, written)]
+            times = [f"{figures[key]:.1f}" if key in figures else "" for key in keys]
             lines.append([name, f"{figures['tokens_per_second']:,.0f}", *times, share])
         heads = ["variant", "useful tokens a CPU second", "times the textbook, attention by torch"]
-        parts += [f"{title}, {case['turns']} turns:", readme.table([*heads, "times the textbook, written out", "of GEMM"], lines)]
+        heads += ["times the textbook, written out", "of GEMM"]
+        parts += [f"{title}, {case['turns']} turns:", readme.table(heads, lines)]
     wall = [
         [size, *(f"{np.median(case['wall'][name]):.2f}" for name in case["wall"])]
         for size, case in found["two_threads"].items()
@@ -294,7 +309,8 @@ def main(quick: bool) -> None:
         print(json.dumps(part["summary"], indent=1), flush=True)
     found["memory"] = {name: remembered(name) for name in REMEMBERED}
     for size in ("small", "medium"):
-        found["two_threads"][size] = race("log-normal", size, 1 if quick else 2, 2, [REFERENCE, PRODUCT, HIERARCHICAL])
+        names = [REFERENCE, PRODUCT, HIERARCHICAL]
+        found["two_threads"][size] = race("log-normal", size, 1 if quick else 2, 2, names)
     torch.set_num_threads(1)
     for size in ("small", "medium"):
         for kind in ("behrt", "hierarchical"):

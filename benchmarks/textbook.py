@@ -49,7 +49,7 @@ class Layer(nn.Module):
 
 
 class Textbook(nn.Module):
-    """BEHRT's sum of embeddings (code, age, visit, position, gap), layers of the same sizes, the mean, a hazard head."""
+    """BEHRT's sum of embeddings (code, age, visit, position, gap), layers of the same sizes, mean, hazard head."""
 
     def __init__(self, config: BEHRTConfig, longest: int, fused: bool) -> None:
         super().__init__()

@@ -81,9 +81,9 @@ def flops(call: Callable[[], Any]) -> int:
     attention = torch.ops.aten
     mapping: dict[Any, Any] = {
         attention._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 4 * math.prod(q) * k[2],
-        attention._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, *_, **__: 8
-        * math.prod(q)
-        * k[2],
+        attention._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, *_, **__: (
+            8 * math.prod(q) * k[2]
+        ),
     }
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         call()

@@ -26,7 +26,7 @@ class Kind:
     Attributes:
         present: whether this machine has one.
         half: whether it computes faster in bfloat16, which ``precision: auto`` then takes.
-        token_budget: padded tokens in one micro-batch: bounds memory, never the size of an optimiser step.
+        token_budget: tokens in one micro-batch: bounds memory, never the size of an optimiser step.
     """
 
     why: str
@@ -41,7 +41,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             "many times the arithmetic, idle unless it is given much at once and never waited for",
             torch.cuda.is_available,
             lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-            65_536,
+            32_768,
         ),
         "cpu": Kind("every machine has one; results repeat to the byte", lambda: True, lambda: False, TOKEN_BUDGET),
     }
@@ -65,7 +65,7 @@ class Compute:
 
     @property
     def token_budget(self) -> int:
-        """Padded tokens in one micro-batch."""
+        """Tokens in one micro-batch."""
         return KINDS[self.device.type].token_budget
 
     def autocast(self) -> AbstractContextManager[object]:

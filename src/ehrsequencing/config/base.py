@@ -19,7 +19,7 @@ MIN_CENSORING_SURVIVAL = 0.1
 """A horizon at which the censoring distribution is below this is refused."""
 MIN_TRAIN_EVENTS, MIN_TUNING_EVENTS = 100, 20
 TOKEN_BUDGET = 4_096
-"""Padded tokens in one micro-batch: bounds memory, never the size of an optimiser step."""
+"""Tokens in one micro-batch: bounds memory, never the size of an optimiser step."""
 SUBJECTS_PER_SHARD = 2_000
 """Subjects in one file of a written dataset; what is in memory at once while converting."""
 SAVE_SECONDS = 30.0

@@ -69,7 +69,7 @@ class VisitEmbeddings(BEHRTEmbeddings):
         self.moment_norm = nn.LayerNorm(width)
         self.moment_projection = nn.Linear(width, config.hidden_size)
 
-    def forward(self, batch: Batch) -> Float[Tensor, "T H"]:
+    def forward(self, batch: Batch) -> Float[Tensor, "T H"]:  # type: ignore[override]  # in no layout of attention
         """Of the T real tokens, record by record; in training some of each record's codes may be hidden."""
         place = moved(torch.from_numpy(batch.outline.places), batch.mask.device)  # [T]
 
