@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ehrsequencing.batches import Batch
+from ehrsequencing.device import device_of, moved
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTPreTrainedModel, make_encoder
 from ehrsequencing.tokens import MASK, N_SPECIAL
 
@@ -38,6 +39,16 @@ def mask_tokens(
     value = batch.value.masked_fill(selected, 0.0)
     masked = replace(batch, code=code, value=value, has_value=batch.has_value & ~selected)
     return masked, torch.where(selected, batch.code, IGNORE)
+
+
+@torch.no_grad()
+def hits(logits: Float[Tensor, "M V"], truth: Int[Tensor, " M"]) -> int:
+    """How often no logit is above that of the truth (``argmax`` takes three times as long as ``amax`` on a CPU).
+
+    >>> hits(torch.tensor([[0.0, 2.0], [0.0, 2.0]]), torch.tensor([1, 0]))
+    1
+    """
+    return int((logits.gather(1, truth[:, None])[:, 0] >= logits.amax(dim=1)).sum())
 
 
 class MaskedLMOutput(NamedTuple):
@@ -79,6 +90,7 @@ class BEHRTForMaskedLM(BEHRTPreTrainedModel):
         truth = targets.flatten()[places]  # [M]
         if len(truth) == 0:
             return MaskedLMOutput(torch.zeros((), device=targets.device), 0, 0)
-        logits = self.mlm_head(self.behrt.encoded(batch).at(places))  # [M,V]
-        correct = int((logits.argmax(dim=-1) == truth).sum())
-        return MaskedLMOutput(cross_entropy(logits.float(), truth), correct, len(truth))
+        device = device_of(self)
+        logits = self.mlm_head(self.behrt.encoded(batch).at(moved(places, device)))  # [M,V]
+        truth = moved(truth, device)
+        return MaskedLMOutput(cross_entropy(logits.float(), truth), hits(logits, truth), len(truth))

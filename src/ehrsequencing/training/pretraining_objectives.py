@@ -19,7 +19,7 @@ from ehrsequencing.errors import EhrError
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.piecewise import marginal_log_rates, piecewise_nll, quantile_edges
 from ehrsequencing.models.pooling import Encoded
-from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM
+from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, hits
 from ehrsequencing.models.pretraining_heads import NextVisitHead, SummaryHead, TimeToEventHead, ValueHead
 from ehrsequencing.tokens import N_SPECIAL, UNK, Tokenizer, TokenStore
 from ehrsequencing.training.futures import (
@@ -184,11 +184,11 @@ def _masked_codes(training: Training, head: nn.Module | None, part: MicroBatch) 
     device = device_of(model)
     with compute_on(device).autocast():
         logits = model.mlm_head(part.encoded.at(moved(places, device)))  # [M,V]
-    figures = {}
+    figures, there = {}, moved(truth, device)
     if not torch.is_grad_enabled():
-        correct = int((logits.argmax(dim=-1).cpu() == truth).sum())
-        figures = {"accuracy": correct, "most_frequent_code": int((truth == training.most_frequent).sum())}
-    return Term(cross_entropy(logits.float(), moved(truth, device)), len(truth), dict(figures))
+        common = int((truth == training.most_frequent).sum())
+        figures = {"accuracy": hits(logits, there), "most_frequent_code": common}
+    return Term(cross_entropy(logits.float(), there), len(truth), dict(figures))
 
 
 def _masked_values(training: Training, head: nn.Module | None, part: MicroBatch) -> Term:
