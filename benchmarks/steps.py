@@ -40,8 +40,7 @@ from workload import (
 
 from ehrsequencing.batches import Batch, collate
 from ehrsequencing.config import TOKEN_BUDGET, OptimizerConfig
-from ehrsequencing.models import attention, behrt
-from ehrsequencing.models.attention import Layout
+from ehrsequencing.models import backends, behrt
 from ehrsequencing.models.behrt import BEHRTConfig
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.dropout import Dropout
@@ -116,9 +115,9 @@ def as_in(variant: Variant) -> Iterator[None]:
     """The product with some of its parts undone."""
     with ExitStack() as stack:
         if variant.together != "packed":
-            stack.enter_context(patch.object(Layout, "of", Layout.padded))
+            stack.enter_context(patch.object(backends, "fitting", lambda *_: "padded"))
         if "one node" in variant.undone:
-            stack.enter_context(patch.object(attention, "PackedAttention", SplitAttention))
+            stack.enter_context(patch.object(backends, "PackedAttention", SplitAttention))
             stack.enter_context(patch.object(behrt, "rotate", plain_rotate))
         if "dropout" in variant.undone:
             stack.enter_context(patch.object(Dropout, "forward", nn.Dropout.forward))

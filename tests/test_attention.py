@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from ehrsequencing.models.attention import Layout, attend, rounded
+from ehrsequencing.models.attention import Layout, rounded
+from ehrsequencing.models.backends import attend
 from ehrsequencing.models.rotary import rotate
 from tiny_batches import random_batch
 

@@ -9,7 +9,8 @@ import torch
 from ehrsequencing.bundle import Encoder
 from ehrsequencing.config import InputConfig, ModelConfig, PretrainConfig, SplitConfig, TokensConfig
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.models.attention import Layout, attend
+from ehrsequencing.models.attention import Layout
+from ehrsequencing.models.backends import attend
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.pooling import pool_visits

@@ -22,8 +22,7 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.recalibration import Recalibration
 from ehrsequencing.features import FeatureMatrix
 from ehrsequencing.inference import predict_rows
-from ehrsequencing.models import behrt
-from ehrsequencing.models.attention import Layout
+from ehrsequencing.models import backends
 from ehrsequencing.models.behrt import BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.pretraining import BEHRTForMaskedLM
@@ -159,7 +158,7 @@ def test_the_adapter_is_read_unmerged(bundles, dataset, lora):
 
 
 def test_padded_attention_gives_the_same_attributions(bundles, dataset, lora, monkeypatch):
-    monkeypatch.setattr(behrt.Layout, "of", Layout.padded)
+    monkeypatch.setattr(backends, "fitting", lambda *_: "padded")
     padded = explain(bundles["lora"], dataset, row="lora", patients=FEW)
     np.testing.assert_allclose(padded.table["attribution"], lora.table["attribution"], atol=1e-5)
 

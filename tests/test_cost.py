@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ehrsequencing.batches import Batch
 from ehrsequencing.config import OptimizerConfig
-from ehrsequencing.models.attention import Layout
+from ehrsequencing.models import backends
 from ehrsequencing.models.behrt import BEHRTConfig
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.dropout import Dropout
@@ -82,7 +82,7 @@ class Calls(TorchDispatchMode):
 def test_flat_records_cost_what_their_real_tokens_cost(size, monkeypatch):
     packed = flops(model_of(size, relations=()), skewed())
     assert packed < USEFUL[size]
-    monkeypatch.setattr(Layout, "of", Layout.padded)
+    monkeypatch.setattr(backends, "fitting", lambda *_: "padded")
     assert flops(model_of(size, relations=()), skewed()) > 3 * packed  # what the bound would catch
 
 
@@ -96,7 +96,7 @@ def test_activations_are_kept_of_real_tokens_only(monkeypatch):
     batch = skewed()
     packed = saved_bytes(model_of("medium", relations=()), batch)
     assert packed < 64_000 * sum(LENGTHS)  # bytes a token, of four layers of width 256
-    monkeypatch.setattr(Layout, "of", Layout.padded)
+    monkeypatch.setattr(backends, "fitting", lambda *_: "padded")
     assert saved_bytes(model_of("medium", relations=()), batch) > 2.5 * packed
 
 

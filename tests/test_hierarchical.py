@@ -21,8 +21,8 @@ from ehrsequencing.cohort import build_cohort
 from ehrsequencing.config import IndexConfig, ModelConfig, OptimizerConfig, PretrainConfig, load_task
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.inference import predict, read_visits
+from ehrsequencing.models import backends
 from ehrsequencing.models.architectures import ARCHITECTURES
-from ehrsequencing.models.attention import Layout
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, make_encoder
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.footprint import FootprintAudit
@@ -127,7 +127,7 @@ def test_padding_and_other_patients_change_nothing(batch, attention):
 def test_padded_layout_of_other_devices_reads_the_same(batch, monkeypatch):
     model = encoder_of()
     packed = read(model, batch)
-    monkeypatch.setattr(Layout, "of", Layout.padded)
+    monkeypatch.setattr(backends, "fitting", lambda *_: "padded")
     padded = read(model, batch)
     torch.testing.assert_close(padded["pooled"], packed["pooled"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(padded["tokens"][batch.mask], packed["tokens"][batch.mask], rtol=1e-5, atol=1e-5)

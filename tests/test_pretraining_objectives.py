@@ -205,7 +205,7 @@ def test_micro_batches_do_not_change_a_step(mixed, monkeypatch):
     many = mixture_of(mixed)
     many.masked = False
     one = whole._terms(whole.store, whole.cuts, whole.masks, 0.0)
-    monkeypatch.setattr("ehrsequencing.training.pretrain.TOKEN_BUDGET", 40)
+    monkeypatch.setattr("ehrsequencing.device.Compute.token_budget", 40)
     two = many._terms(many.store, many.cuts, many.masks, 0.0)
     for name in ("next-visit", "time-to-event"):
         assert one[name].count == two[name].count

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from ehrsequencing.batches import Batch, collate, days_ago
 from ehrsequencing.config import TokensConfig
 from ehrsequencing.errors import EhrError
+from ehrsequencing.models import backends
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, hide_codes
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.pretraining_heads import SummaryHead
@@ -122,11 +123,10 @@ def test_a_head_reads_what_its_relation_allows(relation: str, moved: set[int]):
 
 
 def test_padded_and_packed_attention_agree_under_relations(monkeypatch):
-    from ehrsequencing.models.attention import Layout
 
     batch, relations = record(), ("record", "past", "visit", "past")
     packed = hidden(relations, batch)
-    monkeypatch.setattr(Layout, "of", Layout.padded)
+    monkeypatch.setattr(backends, "fitting", lambda *_: "padded")
     padded = hidden(relations, batch.widened(11))[:8]
     torch.testing.assert_close(padded, packed, rtol=0, atol=1e-5)
 

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ehrsequencing.config import DAYS_PER_YEAR, OUTCOME
+from ehrsequencing.device import moved
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.features import FeatureMatrix
+from ehrsequencing.outline import Outline
 from ehrsequencing.pairs import Pair
 from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.tokens import PAD, Tokenizer, TokenStore
@@ -53,15 +55,31 @@ class Batch:
 
     def widened(self, length: int) -> Batch:
         """The same records padded to ``length`` tokens, at least their own L."""
-        return self if length == self.code.shape[1] else self.laid(lambda x: widened(x, length))
+        if length == self.code.shape[1]:
+            return self
+        wide = self.laid(lambda x: widened(x, length))
+        return wide.outlined(self.outline.widened(length)) if "outline" in self.__dict__ else wide
 
     def laid(self, pack: Callable[[Tensor], Tensor]) -> Batch:
         """The same tokens in another layout: ``pack`` of every array."""
         return Batch(**{item.name: pack(getattr(self, item.name)) for item in fields(self)})
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        return Batch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+        """The same batch on another device, its outline known there without asking the device."""
+        there = torch.device(device)
+        if self.code.device == there:
+            return self
+        return self.laid(lambda x: moved(x, there)).outlined(self.outline)
+
+    @cached_property
+    def outline(self) -> Outline:
+        """How the records lie, on the host; of a batch elsewhere that did not come by ``to`` this waits for it."""
+        return Outline.of(self.mask.cpu().numpy(), self.visit.cpu().numpy())
+
+    def outlined(self, outline: Outline) -> Batch:
+        """The same batch, told its outline."""
+        self.__dict__["outline"] = outline  # what cached_property would have put there
+        return self
 
 
 def widened(x: Shaped[Tensor, "B L *rest"], length: int) -> Shaped[Tensor, "B L2 *rest"]:
@@ -233,7 +251,7 @@ class Targets:
 
     def to(self, device: torch.device | str) -> Targets:
         """The same targets on another device."""
-        return Targets(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+        return Targets(**{item.name: moved(getattr(self, item.name), torch.device(device)) for item in fields(self)})
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,14 @@ import typer
 from ehrsequencing.cli.app import app
 from ehrsequencing.cli.options import (
     Bundle,
+    Compile,
+    Device,
     HeldOutFrom,
     Horizons,
     Json,
     Meds,
     Out,
+    Precision,
     Quiet,
     Resamples,
     Row,
@@ -23,6 +26,7 @@ from ehrsequencing.cli.options import (
     Threads,
     TuningFrom,
     split_config,
+    use_device,
     use_threads,
 )
 from ehrsequencing.cli.output import Output, beside
@@ -75,6 +79,8 @@ def validate(
     bootstrap: Resamples = 1_000,
     seed: Seed = 0,
     threads: Threads = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -84,6 +90,7 @@ def validate(
     from ehrsequencing.study.validate import validate as judge
 
     use_threads(threads)
+    use_device(device, precision)
     to, asked = Output(as_json, quiet), tuple(horizon or ())
     with ProgressDisplay(quiet) as progress:
         found = judge(
@@ -101,6 +108,9 @@ def run(
     out: Out,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would run, and for how long")] = False,
     threads: Threads = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    compiled: Compile = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -109,6 +119,7 @@ def run(
     from ehrsequencing.study import plan, run_study
 
     use_threads(threads)
+    use_device(device, precision, compiled)
     to = Output(as_json, quiet)
     if dry_run:
         planned = plan(study)

@@ -11,10 +11,13 @@ import typer
 from ehrsequencing.cli.app import app
 from ehrsequencing.cli.options import (
     Bundle,
+    Compile,
+    Device,
     HeldOutFrom,
     Json,
     Meds,
     Out,
+    Precision,
     Quiet,
     Row,
     Seed,
@@ -23,6 +26,7 @@ from ehrsequencing.cli.options import (
     TuningFrom,
     split_config,
     split_options,
+    use_device,
     use_threads,
 )
 from ehrsequencing.cli.output import Output, beside, cohort_beside, task_beside
@@ -85,6 +89,9 @@ def pretrain(
     held_out_from: HeldOutFrom = None,
     seed: Seed = 0,
     threads: Threads = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    compiled: Compile = False,
     quiet: Quiet = False,
 ) -> None:
     """Pretrain an encoder, by a mix of objectives, on the training subjects' whole records."""
@@ -92,6 +99,7 @@ def pretrain(
     from ehrsequencing.study import steps
 
     use_threads(threads)
+    use_device(device, precision, compiled)
     split = split_config(split_seed, tuning_from, held_out_from)
     with ProgressDisplay(quiet) as progress:
         summary = steps.write_encoder(
@@ -143,6 +151,9 @@ def finetune(
     held_out_from: HeldOutFrom = None,
     seed: Seed = 0,
     threads: Threads = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    compiled: Compile = False,
     quiet: Quiet = False,
 ) -> None:
     """Adapt the encoder to one outcome, or several at once; leaves a bundle for each and says what it chose and why."""
@@ -151,6 +162,7 @@ def finetune(
     from ehrsequencing.study import outcomes, steps
 
     use_threads(threads)
+    use_device(device, precision, compiled)
     to, budget = Output(quiet=quiet), BudgetConfig(max_epochs=max_epochs, patience=patience)
     with ProgressDisplay(quiet) as progress:
         write = (
@@ -195,6 +207,8 @@ def predict(
         list[Path] | None,
         typer.Option(help="another bundle of the same task: the mean of their hazards is written (repeatable)"),
     ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -202,6 +216,7 @@ def predict(
     from ehrsequencing.cli.progress import ProgressDisplay
     from ehrsequencing.inference import predict_to_file
 
+    use_device(device, precision)
     to = Output(as_json, quiet)
     with ProgressDisplay(quiet):
         written = predict_to_file(bundle, meds, out, labels=labels, row=row, also=also or ())

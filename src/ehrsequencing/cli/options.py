@@ -17,6 +17,9 @@ Seed = Annotated[int, typer.Option(min=0, help="seed of everything random")]
 TuningFrom = Annotated[str | None, typer.Option(metavar="DATE", help="split by the calendar: tuning begins here")]
 HeldOutFrom = Annotated[str | None, typer.Option(metavar="DATE", help="split by the calendar: held-out begins here")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores")]
+Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda")]
+Precision = Annotated[str, typer.Option(help="of the encoder: auto (bf16 on CUDA that has it), fp32 or bf16")]
+Compile = Annotated[bool, typer.Option("--compile", help="compile the encoder's blocks: CUDA only, for long runs")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress lines, no suggestions")]
 Json = Annotated[bool, typer.Option("--json", help="the result as JSON on stdout, messages on stderr")]
 Bundle = Annotated[Path, typer.Argument(help="a bundle (from 'ehrseq finetune' or 'ehrseq run')")]
@@ -31,6 +34,14 @@ def use_threads(count: int | None) -> None:
         import torch
 
         torch.set_num_threads(count)
+
+
+def use_device(device: str, precision: str = "auto", compiled: bool = False) -> None:
+    """Where and how precisely encoders compute; nothing is loaded where all is left to the machine."""
+    if (device, precision, compiled) != ("auto", "auto", False):
+        from ehrsequencing.device import choose, use
+
+        use(choose(device, precision, compiled=compiled))
 
 
 def split_config(split_seed: int, tuning_from: str | None, held_out_from: str | None) -> SplitConfig:

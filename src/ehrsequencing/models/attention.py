@@ -1,4 +1,4 @@
-"""Attention over a batch of records behind one function, whatever the layout of the batch in memory."""
+"""Who sees whom in a batch of records, and how the batch lies in memory; ``backends`` attends in it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from types import MappingProxyType
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad
 
-from ehrsequencing.models.packed_attention import PackedAttention
+from ehrsequencing.models.flat_attention import Bounds, Flat, Span
 
 TILE, LONG = 32, 256
 """Block-causal records are packed in whole tiles, those above LONG in multiples of it where results must repeat."""
@@ -20,23 +20,46 @@ TILE, LONG = 32, 256
 
 @dataclass(frozen=True)
 class Relation:
-    """Which tokens of its record a head may read: ``sees`` of the visit numbers of query and key."""
+    """Which tokens of its record a head may read.
+
+    Attributes:
+        sees: of the visit numbers of query and key.
+        span: the same as where what a token sees begins and ends.
+    """
 
     why: str
     sees: Callable[[Tensor, Tensor], Tensor]
+    span: Callable[[Bounds], Span]
 
 
 RELATIONS: Mapping[str, Relation] = MappingProxyType(
     {
         "record": Relation(
-            "everything: what stands anywhere in the record", lambda query, key: torch.ones_like(query >= key)
+            "everything: what stands anywhere in the record",
+            lambda query, key: torch.ones_like(query >= key),
+            lambda bounds: bounds.record,
         ),
-        "past": Relation("its own and earlier visits: what came first", torch.ge),
-        "visit": Relation("its own visit: what was recorded together", torch.eq),
+        "past": Relation("its own and earlier visits: what came first", torch.ge, lambda bounds: bounds.past),
+        "visit": Relation("its own visit: what was recorded together", torch.eq, lambda bounds: bounds.visit),
     }
 )
 """What a head may read of a record, by name. Heads that differ in it tell apart what was recorded together, what came
 before, and what stands anywhere, which a bidirectional mask alone must learn from time differences."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an encoder reads records: which visits a token sees, and each head of those (``RELATIONS``).
+
+    Attributes:
+        repeatable: block-causal, lengths are rounded so that a visit's result is the same to the bit whatever follows.
+        dropout: of attention weights.
+    """
+
+    relations: tuple[str, ...] = ()
+    block_causal: bool = False
+    repeatable: bool = False
+    dropout: float | int = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,8 @@ class Layout:
         shape: (B, L).
         visible: packed, where not every token sees all of its record: [records, 1 or heads, length, length] of each
             group, True where the key may be seen.
+        backend: who attends in it (``backends.BACKENDS``).
+        flat: of a row that ends in padding, what its back-end needs to know.
         exact: packed without any padding.
     """
 
@@ -64,21 +89,22 @@ class Layout:
     index: Int[Tensor, " T"]
     shape: tuple[int, int]
     visible: tuple[Tensor, ...] = ()
+    backend: str = "padded"
+    flat: Flat | None = None
     exact: bool = False
 
     @classmethod
-    def of(cls, mask: Bool[Tensor, "B L"]) -> Layout:
-        """The faster layout where ``mask`` lives: packed on a CPU, padded elsewhere."""
-        return cls.packed(mask) if mask.device.type == "cpu" else cls.padded(mask)
-
-    @classmethod
-    def padded(cls, mask: Bool[Tensor, "B L"]) -> Layout:
+    def padded(cls, mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"] | None = None) -> Layout:
         """The layout of rows padded to one length; ``mask`` is True at real tokens, which lead their row.
+
+        Given visit numbers, no token sees a later visit.
 
         >>> Layout.padded(torch.tensor([[True, True]])).key_mask is None
         True
         """
         key_mask = None if bool(mask.all()) else mask[:, None, None, :]
+        if visit is not None:
+            key_mask = _visible(_seen_from(mask, visit))
         return cls(key_mask, (), torch.arange(mask.numel(), device=mask.device), (mask.shape[0], mask.shape[1]))
 
     @classmethod
@@ -93,18 +119,17 @@ class Layout:
         distinct, counts = lengths.unique_consecutive(return_counts=True)
         places = order[:, None] * width + torch.arange(width, device=mask.device)  # [B,L]
         index = places[torch.arange(width, device=mask.device) < lengths[:, None]]  # [T]
-        return cls(None, tuple(zip(counts.tolist(), distinct.tolist(), strict=True)), index, (rows, width), exact=True)
+        groups = tuple(zip(counts.tolist(), distinct.tolist(), strict=True))
+        return cls(None, groups, index, (rows, width), backend="by_length", exact=True)
 
     @classmethod
     def block_causal(cls, mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"], *, repeatable: bool = True) -> Layout:
-        """The layout in which no token sees a later visit: packed on a CPU (L a whole number of tiles), else padded.
+        """The packed layout in which no token sees a later visit (L being a whole number of tiles).
 
         ``repeatable`` rounds lengths so that the same kernels work on a visit whatever follows it: then its result is
         the same to the bit. Rounding to tiles alone, as in training, is faster and the same to 1e-6.
         """
-        seen_from = torch.where(mask, visit, torch.iinfo(visit.dtype).max)  # padding sees all, and none sees it
-        if mask.device.type != "cpu":
-            return cls(_visible(seen_from), (), torch.arange(mask.numel(), device=mask.device), _shape(mask))
+        seen_from = _seen_from(mask, visit)
         width = mask.shape[1]
         wanted = [min(rounded(n, repeatable), width) for n in mask.sum(dim=1).tolist()]
         lengths, order = torch.tensor(wanted).sort(descending=True, stable=True)  # [B], [B]
@@ -115,7 +140,7 @@ class Layout:
             [(own[:, None] * width + torch.arange(n)).flatten() for own, (_, n) in zip(rows, groups, strict=True)]
         )
         visible = tuple(_visible(seen_from[own, :n]) for own, (_, n) in zip(rows, groups, strict=True))
-        return cls(None, groups, index, _shape(mask), visible)
+        return cls(None, groups, index, _shape(mask), visible, backend="by_length")
 
     def related(
         self, mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"], relations: Sequence[str], *, block_causal: bool
@@ -151,48 +176,28 @@ class Layout:
     def position(self) -> Int[Tensor, "B2 L2"]:
         """Where in its record each token of this layout stands, from 0; [1, L] where padded."""
         width = self.shape[1]
-        return self.index[None] % width if self.groups else self.index[None, :width]
+        return self._filled(self.index % width)[None] if self.is_packed else self.index[None, :width]
+
+    @property
+    def is_packed(self) -> bool:
+        """All records in one row."""
+        return bool(self.groups) or self.flat is not None
 
     def pack(self, x: Shaped[Tensor, "B L *rest"]) -> Shaped[Tensor, "B2 L2 *rest"]:
-        """Padded to this layout: [1, T, …] where packed, unchanged where padded."""
-        return x.flatten(0, 1).index_select(0, self.index)[None] if self.groups else x
+        """Padded to this layout: [1, T, …] where packed (zeros where a flat row pads), unchanged where padded."""
+        return self._filled(x.flatten(0, 1).index_select(0, self.index))[None] if self.is_packed else x
 
     def unpack(self, x: Float[Tensor, "B2 L2 H"]) -> Float[Tensor, "B L H"]:
         """Back to padded; what stands at padded places is finite and meaningless."""
-        if not self.groups:
+        if not self.is_packed:
             return x
         rows, width = self.shape
-        flat = x.new_zeros(rows * width, x.shape[-1]).index_copy(0, self.index, x[0])  # [BL,H]
+        flat = x.new_zeros(rows * width, x.shape[-1]).index_copy(0, self.index, x[0, : len(self.index)])  # [BL,H]
         return flat.view(rows, width, x.shape[-1])
 
-
-def attend(
-    q: Float[Tensor, "B heads L D"],
-    k: Float[Tensor, "B heads L D"],
-    v: Float[Tensor, "B heads L D"],
-    layout: Layout,
-    dropout: float | int = 0.0,
-) -> Float[Tensor, "B heads L D"]:
-    """softmax(qkᵀ/√D)v within ``layout`` (Vaswani et al. 2017); values at padded queries are finite and meaningless.
-
-    ``dropout`` above 0 takes scaled_dot_product_attention off its fast path (2 to 3 times slower on a CPU).
-    """
-    if not layout.groups:
-        return scaled_dot_product_attention(q, k, v, attn_mask=layout.key_mask, dropout_p=dropout)
-    if dropout == 0 and q.device.type == "cpu":
-        packed: Tensor = PackedAttention.apply(q, k, v, layout.groups, layout.biases)
-        return packed
-    sizes = [rows * length for rows, length in layout.groups]
-    masks: Sequence[Tensor | None] = layout.visible or [None] * len(sizes)
-    parts = zip(layout.groups, masks, q.split(sizes, dim=2), k.split(sizes, dim=2), v.split(sizes, dim=2), strict=True)
-    return torch.cat([_attend_group(group, mask, part, dropout) for group, mask, *part in parts], dim=2)
-
-
-def _attend_group(group: tuple[int, int], mask: Tensor | None, qkv: list[Tensor], dropout: float | int) -> Tensor:
-    """Records of one length: [1, heads, rows·length, D] in and out, [rows, heads, length, D] between."""
-    q, k, v = (x[0].unflatten(1, group).transpose(0, 1) for x in qkv)  # [rows,heads,length,D]
-    mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    return mixed.transpose(0, 1).flatten(1, 2)[None]  # [1,heads,rows·length,D]
+    def _filled(self, x: Shaped[Tensor, T * rest]) -> Shaped[Tensor, S * rest]:
+        """With zeros to the size of a flat row."""
+        return x if self.flat is None else pad(x, (0, 0) * (x.ndim - 1) + (0, self.flat.size - len(x)))
 
 
 def rounded(length: int, repeatable: bool) -> int:
@@ -215,6 +220,11 @@ def _related(visit: Int[Tensor, "B L"], relations: Sequence[str]) -> Bool[Tensor
     query, key = visit[:, :, None], visit[:, None, :]  # [B,L,1], [B,1,L]
     planes = {name: RELATIONS[name].sees(query, key) for name in dict.fromkeys(relations)}
     return torch.stack([planes[name] for name in relations], dim=1)
+
+
+def _seen_from(mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """Visit numbers by which padding sees all, and none sees it."""
+    return torch.where(mask, visit, torch.iinfo(visit.dtype).max)
 
 
 def _shape(mask: Tensor) -> tuple[int, int]:

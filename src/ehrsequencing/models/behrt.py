@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -19,9 +20,11 @@ from transformers import initialization as init
 from transformers.utils import logging
 
 from ehrsequencing.batches import Batch, widened
+from ehrsequencing.device import compiled, compute_on, constant, device_of
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.architectures import architecture_of
-from ehrsequencing.models.attention import Layout, attend, rounded
+from ehrsequencing.models.attention import Layout, Reading, rounded
+from ehrsequencing.models.backends import attend, lay_out
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.dropout import Dropout
 from ehrsequencing.models.pooling import Encoded, EncodedTokens
@@ -39,7 +42,7 @@ GAP_EDGES = (1.0, 7.0, 30.0, 90.0, 180.0, 365.0, 730.0, 1825.0)
 
 def age_features(age: Float[Tensor, "B L"], known: Bool[Tensor, "B L"]) -> Float[Tensor, "B L F"]:
     """Age in years as a centred line and sines and cosines of several periods; all zero where unknown."""
-    phase = age[..., None] * (2 * math.pi / torch.tensor(AGE_PERIODS, dtype=age.dtype, device=age.device))  # [B,L,P]
+    phase = age[..., None] * (2 * math.pi / constant(AGE_PERIODS, age.device, age.dtype))  # [B,L,P]
     features = torch.cat([age[..., None] / 50 - 1, phase.sin(), phase.cos()], dim=-1)  # [B,L,1+2P]
     return features * known[..., None]
 
@@ -118,7 +121,7 @@ class BEHRTEmbeddings(nn.Module):
 
     def _gap(self, batch: Batch) -> Float[Tensor, "B L W"]:
         gap = batch.gap.clamp_min(0)  # [B,L] days
-        bins = torch.bucketize(gap, torch.tensor(GAP_EDGES, device=gap.device), right=True)  # [B,L]
+        bins = torch.bucketize(gap, constant(GAP_EDGES, gap.device), right=True)  # [B,L]
         return self.gap_embedding(bins) + self.gap_projection(torch.log1p(gap)[..., None] / 8)  # [B,L,W]
 
     def value_term(self, batch: Batch, table: nn.Embedding) -> Float[Tensor, "B L W"]:
@@ -174,6 +177,13 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention(self.attention_norm(x), layout, turn))  # [B,L,H]
         hidden = self.activation(self.feed_in(self.feed_norm(x)))  # [B,L,I]
         return x + self.dropout(self.feed_out(hidden))  # [B,L,H]
+
+
+@cache
+def block_runner(compiler: str | None) -> Callable[..., Tensor]:
+    """How a block is run on its input: as it is written, or compiled, once for all layers of a size and pack."""
+    run: Callable[..., Tensor] = lambda block, x, layout, turn: block(x, layout, turn)  # noqa: E731
+    return run if compiler is None else compiled(run, compiler)
 
 
 def side_scale(width: int) -> float:
@@ -307,8 +317,16 @@ class BEHRTModel(BEHRTPreTrainedModel):
         return self.encoded(batch).tokens()
 
     def encoded(self, batch: Batch) -> Encoded:
-        """One pass over the batch, from which hidden states and pooled vectors are read."""
-        return EncodedTokens(self._attended(batch, self.embeddings), batch.mask, batch.visit)
+        """One pass over the batch, from which hidden states and pooled vectors are read, where the weights are.
+
+        Batches come to the encoder's device here and nowhere else.
+        """
+        device = device_of(self)
+        with compute_on(device).autocast():
+            return self._encoded(batch.to(device))
+
+    def _encoded(self, batch: Batch) -> Encoded:
+        return EncodedTokens(self._attended(batch, self.embeddings), batch.mask, batch.visit, batch.outline)
 
     def pooled(self, batch: Batch) -> Float[Tensor, "B F"]:
         """The vector of each record: F = 3H."""
@@ -324,15 +342,14 @@ class BEHRTModel(BEHRTPreTrainedModel):
         repeatable = causal and not self.training
         if causal:
             batch = batch.widened(rounded(width, repeatable))  # [B,L2]
-        layout = (
-            Layout.block_causal(batch.mask, batch.visit, repeatable=repeatable) if causal else Layout.of(batch.mask)
-        )
-        layout = layout.related(batch.mask, batch.visit, self.config.head_relations, block_causal=causal)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        layout = lay_out(batch, Reading(self.config.head_relations, causal, repeatable, dropout))
         channels = self.config.hidden_size // self.config.num_attention_heads
         turn = rotation(batch, channels, layout, block_causal=causal)
-        x = embed(batch, layout)  # [1,T,H] where packed, else [B,L2,H]
+        x = embed(batch, layout).to(self.norm.weight.dtype)  # [1,T,H] where packed, else [B,L2,H]; never in half
+        through = block_runner(compute_on(x.device).compiler)
         for layer in self.layers:
-            x = layer(x, layout, turn)
+            x = through(layer, x, layout, turn)
         return States(self.norm(x), layout, width)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ehrsequencing.batches import Batch
+from ehrsequencing.device import moved
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel, BEHRTPreTrainedModel, make_encoder
 from ehrsequencing.models.configuration import BIDIRECTIONAL_LEAK
@@ -67,7 +68,9 @@ class BEHRTForSurvival(BEHRTPreTrainedModel):
 
     def with_pairs(self, pooled: Float[Tensor, "B *V F"], batch: Batch) -> Float[Tensor, "B *V F2"]:
         """Pooled vectors with a number a pair of ``config.pairs`` after them."""
-        return torch.cat([pooled, read_pairs(batch, self.config.pairs)], dim=1) if self.config.pairs else pooled
+        if not self.config.pairs:
+            return pooled
+        return torch.cat([pooled, moved(read_pairs(batch, self.config.pairs), pooled.device).to(pooled.dtype)], dim=1)
 
     def hazards(self, features: Float[Tensor, "n F"]) -> Float[Tensor, "n K *R"]:
         """The head over any number of pooled vectors; in eval mode each to the same bits whichever others there are."""

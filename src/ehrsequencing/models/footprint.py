@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,17 +60,31 @@ class FootprintAudit:
         still = _frozen_tensors(self.model)
         self._frozen = {name: _digest(tensor) for name, tensor in still.items()}
         self._waiting = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        self._seen: dict[str, Tensor] = {}  # how many elements of a gradient were not 0, on a device still
         self._steps = 0
 
     def observe(self, model: nn.Module) -> None:
-        """Tick off the trainable tensors that have a gradient; cheap once all of them had one."""
+        """Tick off the trainable tensors that have a gradient; cheap once all of them had one.
+
+        Of those on a device it is noted there, and asked for when somebody wants to know.
+        """
         self._steps += 1
-        if self._waiting:
-            parameters = dict(model.named_parameters())
-            self._waiting -= {name for name in self._waiting if _has_gradient(parameters[name])}
+        if not self._waiting:
+            return
+        parameters = dict(model.named_parameters())
+        gradients = {name: parameters[name].grad for name in self._waiting}
+        for name, gradient in gradients.items():
+            if gradient is not None:
+                self._seen[name] = self._seen.get(name, 0) + gradient.count_nonzero()
+        self._settle({name for name, count in self._seen.items() if count.device.type == "cpu"})
+
+    def _settle(self, names: Iterable[str]) -> None:
+        """Tick off those of the names that had a gradient."""
+        self._waiting -= {name for name in list(names) if bool(self._seen.pop(name))}
 
     def state(self) -> dict[str, Any]:
         """What it has seen so far, as plain data."""
+        self._settle(self._seen)
         return {"waiting": sorted(self._waiting), "steps": self._steps, "notes": self.notes}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -79,6 +93,7 @@ class FootprintAudit:
 
     def assert_after_epoch(self, model: nn.Module) -> None:
         """EhrError naming the trainable tensors that never had a gradient and the frozen ones that moved."""
+        self._settle(self._seen)
         unused = {name: why for name in self._waiting for tail, why in OPTIONAL_INPUTS.items() if name.endswith(tail)}
         beginnings = self.excused()
         unused |= {name: why for name in self._waiting for head, why in beginnings.items() if name.startswith(head)}
@@ -103,7 +118,3 @@ def _frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _digest(tensor: Tensor) -> bytes:
     return hashlib.blake2b(tensor_bytes(tensor), digest_size=16).digest()
-
-
-def _has_gradient(parameter: nn.Parameter) -> bool:
-    return parameter.grad is not None and bool(parameter.grad.count_nonzero())

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from ehrsequencing.batches import Batch, VisitPlaces, collate, micro_batches
-from ehrsequencing.config import TOKEN_BUDGET
+from ehrsequencing.device import at_work, compute, moved
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.pair_reader import read_pairs
 from ehrsequencing.progress import tracked
@@ -23,19 +23,19 @@ def in_micro_batches(
     function: Callable[[Batch], Tensor],
     store: TokenStore,
     rows: Int64[np.ndarray, " n"],
-    budget: int = TOKEN_BUDGET,
+    budget: int | None = None,
     title: str = "",
 ) -> Float[Tensor, n * rest]:
     """``function`` of every row, first axis in the order of ``rows`` (each at most once); graphs are kept.
 
-    With a ``title`` its progress is told under that name.
+    ``budget`` is in tokens a micro-batch; None is the device's own. With a ``title`` its progress is told under it.
     """  # fmt: skip
-    parts = micro_batches(store, rows, budget)
+    parts = micro_batches(store, rows, budget or compute().token_budget)
     todo = tracked(parts, title, [float(store.lengths[part].sum()) for part in parts]) if title else parts
     outputs = torch.cat([function(collate(store, part)) for part in todo])  # [n, ...] sorted by length
     place = np.empty(len(rows), dtype=np.int64)
     place[np.argsort(rows, kind="stable")] = np.argsort(np.concatenate(parts), kind="stable")
-    return outputs[torch.from_numpy(place)]
+    return outputs[_there(place, outputs)]
 
 
 @torch.no_grad()
@@ -51,17 +51,22 @@ def pairs_of(model: BEHRTForSurvival, store: TokenStore, rows: Int64[np.ndarray,
     return in_micro_batches(lambda batch: read_pairs(batch, model.config.pairs), store, rows)
 
 
-def visit_features(model: BEHRTForSurvival, visits: VisitPlaces, budget: int = TOKEN_BUDGET) -> Float[Tensor, "n F"]:
+def visit_features(model: BEHRTForSurvival, visits: VisitPlaces, budget: int | None = None) -> Float[Tensor, "n F"]:
     """The pooled vectors of the visits, each window of their records encoded once; graphs are kept."""
     found, where = [], []
-    for part in micro_batches(visits.tokens, np.unique(visits.window), budget):
+    for part in micro_batches(visits.tokens, np.unique(visits.window), budget or compute().token_budget):
         at = np.flatnonzero(np.isin(visits.window, part))
         order = np.argsort(part)
         local = order[np.searchsorted(part, visits.window[at], sorter=order)]
         pooled = model.features(collate(visits.tokens, part))  # [b,V,F]
-        found.append(pooled[torch.from_numpy(local), torch.from_numpy(visits.visit[at])])
+        found.append(pooled[_there(local, pooled), _there(visits.visit[at], pooled)])
         where.append(at)
-    return torch.cat(found)[torch.from_numpy(np.argsort(np.concatenate(where)))]
+    together = torch.cat(found)
+    return together[_there(np.argsort(np.concatenate(where)), together)]
+
+
+def _there(index: Int64[np.ndarray, " n"], x: Tensor) -> Int64[Tensor, " n"]:
+    return moved(torch.from_numpy(index), x.device)
 
 
 @torch.no_grad()
@@ -86,9 +91,11 @@ def hazard_logits(
 
 
 def _in_eval(model: BEHRTForSurvival, run: Callable[[], Tensor]) -> Tensor:
+    """On the device that computes; the result, and the model, are back where they were."""
     training = model.training
     model.eval()
     try:
-        return run()
+        with at_work(model, compute().device):
+            return run().cpu()
     finally:
         model.train(training)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ehrsequencing.batches import Batch, widened
+from ehrsequencing.device import moved
 from ehrsequencing.models.attention import Layout
 from ehrsequencing.models.behrt import BEHRTEmbeddings, BEHRTModel, side_scale, sinusoids
 from ehrsequencing.models.configuration import BEHRTConfig
@@ -33,29 +34,26 @@ class Timeline(NamedTuple):
     @classmethod
     def of(cls, batch: Batch) -> Timeline:
         """Visits stand together in their record, in ascending order and without gaps in their numbers."""
-        rows, visit = len(batch), batch.visit.masked_fill(~batch.mask, 0)  # [B,L]
-        n = int(visit.max()) + 1
-        place = torch.arange(rows, device=visit.device)[:, None] * n + visit  # [B,L]
-        opens = batch.mask.clone()  # [B,L] the first token of a visit
-        opens[:, 1:] &= visit[:, 1:] != visit[:, :-1]
-        first, slot = place[opens], place[batch.mask]  # [S], [T]
+        rows, outline, device = len(batch), batch.outline, batch.mask.device
+        n, opens = outline.n_visits, outline.opens
+        parts = (outline.places[opens], outline.slots[opens], outline.slots, outline.visit_sizes)
+        first, to, slot, size = (moved(torch.from_numpy(part), device) for part in parts)  # [S], [S], [T], [B,V]
 
         def of_first(x: Tensor) -> Tensor:
-            return x.new_zeros(rows * n).index_copy(0, first, x[opens]).view(rows, n)
+            return x.new_zeros(rows * n).index_copy(0, to, x.flatten().index_select(0, first)).view(rows, n)
 
-        size = torch.bincount(slot, minlength=rows * n).view(rows, n)  # [B,V]
-        real = size > 0
+        real = size > 0  # [B,V]
         visits = Batch(
             code=torch.zeros_like(size),
             value=size.to(batch.value.dtype),
             has_value=real,
             age=of_first(batch.age),
             age_known=of_first(batch.age_known),
-            visit=torch.arange(n, device=visit.device).expand(rows, n) * real,
+            visit=torch.arange(n, device=device).expand(rows, n) * real,
             gap=of_first(batch.gap),
             mask=real,
         )
-        return cls(visits, slot)
+        return cls(visits.outlined(outline.visits), slot)
 
 
 class VisitEmbeddings(BEHRTEmbeddings):
@@ -73,7 +71,7 @@ class VisitEmbeddings(BEHRTEmbeddings):
 
     def forward(self, batch: Batch) -> Float[Tensor, "T H"]:  # type: ignore[override]  # in no layout of attention
         """Of the T real tokens, record by record; in training some of each record's codes may be hidden."""
-        place = batch.mask.flatten().nonzero()[:, 0]  # [T]
+        place = moved(torch.from_numpy(batch.outline.places), batch.mask.device)  # [T]
 
         def real(x: Tensor) -> Tensor:
             return x.flatten(0, 1).index_select(0, place)[None]
@@ -113,10 +111,11 @@ class AttentionPool(nn.Module):
 
     def forward(self, content: Float[Tensor, "T H"], slot: Int[Tensor, " T"], n: int) -> Float[Tensor, "n H"]:
         """The vectors of n visits, of which ``slot`` names each token's own."""
-        size = torch.bincount(slot, minlength=n).to(content.dtype)  # [n]
-        weight = self.weights(content, slot, n) * size.sqrt()[slot][:, None]  # [T,heads]
+        weight = self.weights(content, slot, n)  # [T,heads]
+        size = weight.new_zeros(n).index_add(0, slot, weight.new_ones(len(slot)))  # [n]
+        weight = weight * size.sqrt()[slot][:, None]  # [T,heads]
         parts = content.unflatten(-1, (self.heads, -1)) * weight[..., None]  # [T,heads,D]
-        return content.new_zeros(n, content.shape[-1]).index_add(0, slot, parts.flatten(1))  # [n,H]
+        return parts.new_zeros(n, content.shape[-1]).index_add(0, slot, parts.flatten(1))  # [n,H]
 
     def weights(self, content: Float[Tensor, "T H"], slot: Int[Tensor, " T"], n: int) -> Float[Tensor, "T heads"]:
         """How much each token counts in its visit: 1 in all, a head."""
@@ -137,6 +136,7 @@ class EncodedVisits(Encoded):
         attended: of the visits, visit 0 being ``[CLS]`` with the static tokens.
         seen: True at real visits.
         content: of the T real tokens, each of which lies at ``slot`` of the flattened [B, V].
+        place: where each of them lies in the flattened [B, L].
         mask: of the tokens.
     """
 
@@ -144,6 +144,7 @@ class EncodedVisits(Encoded):
     seen: Bool[Tensor, "B V"]
     content: Float[Tensor, "T H"]
     slot: Int[Tensor, " T"]
+    place: Int[Tensor, " T"]
     mask: Bool[Tensor, "B L"]
     norm: nn.LayerNorm
 
@@ -155,12 +156,12 @@ class EncodedVisits(Encoded):
     def tokens(self) -> Float[Tensor, "B L H"]:
         """What a token says and what the timeline knows of its visit, added and normalised."""
         own = self.content + self.states.flatten(0, 1).index_select(0, self.slot)  # [T,H]
-        hidden = own.new_zeros(*self.mask.shape, own.shape[-1])  # [B,L,H]
-        return hidden.masked_scatter(self.mask[..., None], self.norm(own))
+        hidden = own.new_zeros(self.mask.numel(), own.shape[-1]).index_copy(0, self.place, self.norm(own))  # [BL,H]
+        return hidden.unflatten(0, self.mask.shape)
 
-    def at(self, selected: Bool[Tensor, "B L"]) -> Float[Tensor, "M H"]:
-        """The same of the selected tokens alone."""
-        own = selected[self.mask].nonzero()[:, 0]  # [M]
+    def at(self, places: Int[Tensor, " M"]) -> Float[Tensor, "M H"]:
+        """The same at some places alone."""
+        own = self.mask.flatten().cumsum(dim=0)[places] - 1  # [M]
         states = self.states.flatten(0, 1).index_select(0, self.slot[own])  # [M,H]
         return self.norm(self.content.index_select(0, own) + states)
 
@@ -197,8 +198,7 @@ class HierarchicalBEHRT(BEHRTModel):
         """Hidden states of the tokens, independent of padding, of other records and, block-causal, of later visits."""
         return self.encoded(batch).tokens()
 
-    def encoded(self, batch: Batch) -> Encoded:
-        """One pass over the batch, from which hidden states and pooled vectors are read."""
+    def _encoded(self, batch: Batch) -> Encoded:
         visits, slot = Timeline.of(batch)
         content = self.embeddings(batch)  # [T,H]
         vectors = self.visit_pool(content, slot, visits.mask.numel()).unflatten(0, visits.mask.shape)  # [B,V,H]
@@ -207,4 +207,5 @@ class HierarchicalBEHRT(BEHRTModel):
             return layout.pack(widened(vectors, wide.mask.shape[1])) + self.embeddings.moments(wide, layout)
 
         states = self._attended(visits, embed)
-        return EncodedVisits(states, visits.mask, content, slot, batch.mask, self.norm)
+        place = moved(torch.from_numpy(batch.outline.places), slot.device)  # [T]
+        return EncodedVisits(states, visits.mask, content, slot, place, batch.mask, self.norm)

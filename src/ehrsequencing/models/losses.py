@@ -4,6 +4,9 @@ A bin's cumulative hazard is sp(φ) = log(1 + e^φ) = −log(1 − h) with h = �
 spent evenly. A patient's outcome is its bin k, the elapsed fraction f in (0, 1] of that bin, and the event flag δ.
 With R competing causes logits are (B, K, R), the outcome first, and event the number of the cause: Λ = sp(η) with
 η = logsumexp_r φ_r is a bin's cumulative hazard of all causes, softmax_r φ each cause's share of it.
+
+Outcomes may lie on the host while logits are elsewhere: pairs are found where the outcomes are, and nobody waits for
+the logits' device.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from ehrsequencing.device import moved
 
 SERIES_BELOW = -10.0
 """Below this logit log sp(φ) is taken from its series: sp underflows long before log sp does."""
@@ -61,6 +66,7 @@ def cumulative_hazard(
     logits: Float[Tensor, "B K *R"], bin: Int[Tensor, " B"], fraction: Float[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
     """Λ(t) = Σ_{j<k} sp(φ_j) + f·sp(φ_k) at each patient's own time; of all causes."""
+    bin, fraction = moved(bin, logits.device), moved(fraction, logits.device)
     w = exposure(bin, fraction.to(logits.dtype), logits.shape[1])  # [B,K]
     return (w * _softplus(total_logit(logits))).sum(dim=1)  # [B]
 
@@ -80,6 +86,7 @@ def survival_nll(
     >>> survival_nll(torch.zeros(1, 2), torch.tensor([1]), torch.tensor([0.5]), torch.tensor([0]))
     tensor([1.0397])
     """
+    bin, event = moved(bin, logits.device), moved(event, logits.device)
     if logits.ndim == 2:
         log_hazard = log_softplus(logits.gather(1, bin[:, None]))[:, 0]  # [B]
         return cumulative_hazard(logits, bin, fraction) - event.to(logits.dtype) * log_hazard
@@ -163,8 +170,9 @@ def ranking_loss(
     n_pairs = int(comparable.sum())
     if n_pairs == 0:
         return logits.new_zeros(()), 0
-    i, j = torch.nonzero(comparable, as_tuple=True)  # [P], [P]
-    bin_i, fraction_i = bin[cases], fraction[cases]  # [E]
+    pairs = torch.nonzero(comparable, as_tuple=True)  # [P], [P]
+    there = (*pairs, cases, bin[cases], fraction[cases])
+    i, j, cases, bin_i, fraction_i = (moved(x, logits.device) for x in there)  # [P], [P], [E], [E], [E]
     if logits.ndim == 3:
         incidence = log_incidence(logits, bin_i, fraction_i)  # [E,B]
         return _softplus(incidence[i, j] - incidence[i, cases[i]]).mean(), n_pairs

@@ -10,7 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ehrsequencing.device import moved
 from ehrsequencing.models.states import States
+from ehrsequencing.outline import Outline
 
 WHOLE_ROWS = 16
 """Matrix products over whole multiples of so many rows give a row the same bits however many rows there are."""
@@ -24,8 +26,8 @@ class Encoded(ABC):
         """The hidden state of each token; at padded places finite and meaningless."""
 
     @abstractmethod
-    def at(self, selected: Bool[Tensor, "B L"]) -> Float[Tensor, "M H"]:
-        """The hidden states of the selected tokens, all of them real, row after row."""
+    def at(self, places: Int[Tensor, " M"]) -> Float[Tensor, "M H"]:
+        """The hidden states at some places of the flattened [B, L], all of them real."""
 
     @abstractmethod
     def pooled(self) -> Float[Tensor, "B F"]:
@@ -37,22 +39,29 @@ class Encoded(ABC):
 
 
 def pool_visits(
-    hidden: Float[Tensor, "B L H"], mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"]
+    hidden: Float[Tensor, "B L H"],
+    mask: Bool[Tensor, "B L"],
+    visit: Int[Tensor, "B L"],
+    outline: Outline | None = None,
 ) -> Float[Tensor, "B V F"]:
     """Mean of a visit's tokens, their maximum, and the mean of all tokens so far, concatenated: F = 3H.
 
     Visit 0 is ``[CLS]`` with the static tokens. Sums run in the order of the tokens, so that no bit of a visit's
-    vector depends on a later one. Vectors of numbers that a record does not have are finite and meaningless.
+    vector depends on a later one. Vectors of numbers that a record does not have are finite and meaningless. Without
+    the batch's ``outline`` it is read from mask and visit numbers.
 
     >>> hidden = torch.tensor([[[1.0], [2.0], [6.0]]])
     >>> pool_visits(hidden, torch.ones(1, 3, dtype=torch.bool), torch.tensor([[0, 1, 1]]))[0].tolist()
     [[1.0, 1.0, 1.0], [4.0, 6.0, 3.0]]
     """
     rows, width = len(hidden), hidden.shape[-1]
-    n_visits = int(visit.max()) + 1
-    slot = (torch.arange(rows, device=visit.device)[:, None] * n_visits + visit)[mask]  # [T]
-    real = hidden[mask]  # [T,H]
-    count = torch.bincount(slot, minlength=rows * n_visits).to(hidden.dtype)[:, None]  # [BV,1]
+    outline = outline or Outline.of(mask.cpu().numpy(), visit.cpu().numpy())
+    n_visits, sizes = outline.n_visits, outline.visit_sizes.ravel()
+    slot, place, size = (
+        moved(torch.from_numpy(x), hidden.device) for x in (outline.slots, outline.places, sizes)
+    )  # [T], [T], [BV]
+    real = hidden.flatten(0, 1).index_select(0, place)  # [T,H]
+    count = size.to(hidden.dtype)[:, None]  # [BV,1]
     empty = hidden.new_zeros(rows * n_visits, width)
     total = empty.index_add(0, slot, real)  # [BV,H]
     top = empty.scatter_reduce(0, slot[:, None].expand(-1, width), real, "amax", include_self=False)  # [BV,H]
@@ -74,14 +83,15 @@ class EncodedTokens(Encoded):
     states: States
     mask: Bool[Tensor, "B L"]
     visit: Int[Tensor, "B L"]
+    outline: Outline
 
     def tokens(self) -> Float[Tensor, "B L H"]:
         """As the encoder gave them."""
         return self.states.padded
 
-    def at(self, selected: Bool[Tensor, "B L"]) -> Float[Tensor, "M H"]:
+    def at(self, places: Int[Tensor, " M"]) -> Float[Tensor, "M H"]:
         """Read where they are."""
-        return self.states.at(selected)
+        return self.states.at(places)
 
     def pooled(self) -> Float[Tensor, "B F"]:
         """``pool`` over the tokens."""
@@ -89,4 +99,4 @@ class EncodedTokens(Encoded):
 
     def pooled_visits(self) -> Float[Tensor, "B V F"]:
         """``pool_visits``."""
-        return pool_visits(self.states.padded, self.mask, self.visit)
+        return pool_visits(self.states.padded, self.mask, self.visit, self.outline)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ehrsequencing.batches import Batch
+from ehrsequencing.device import device_of, moved
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTPreTrainedModel, make_encoder
 from ehrsequencing.tokens import MASK, N_SPECIAL
 
@@ -85,9 +86,11 @@ class BEHRTForMaskedLM(BEHRTPreTrainedModel):
 
     def forward(self, batch: Batch, targets: Int[Tensor, "B L"]) -> MaskedLMOutput:
         """Loss and hits at the positions whose target is not IGNORE; without any the loss is 0, without gradient."""
-        selected = targets != IGNORE  # [B,L]
-        truth = targets[selected]  # [M]
+        places = (targets != IGNORE).flatten().nonzero()[:, 0]  # [M]
+        truth = targets.flatten()[places]  # [M]
         if len(truth) == 0:
             return MaskedLMOutput(torch.zeros((), device=targets.device), 0, 0)
-        logits = self.mlm_head(self.behrt.encoded(batch).at(selected))  # [M,V]
+        device = device_of(self)
+        logits = self.mlm_head(self.behrt.encoded(batch).at(moved(places, device)))  # [M,V]
+        truth = moved(truth, device)
         return MaskedLMOutput(cross_entropy(logits.float(), truth), hits(logits, truth), len(truth))

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -32,14 +32,14 @@ class States:
         """What stands at padded places is finite and meaningless."""
         return self.layout.unpack(self.laid)[:, : self.width]
 
-    def at(self, selected: Bool[Tensor, "B L"]) -> Float[Tensor, "M H"]:
-        """Those of the selected places, all of them real, row after row."""
+    def at(self, places: Int[Tensor, " M"]) -> Float[Tensor, "M H"]:
+        """Those of some places of the flattened [B, L], all of them real."""
         if not self.layout.exact:
-            return self.padded[selected]
+            return self.padded.flatten(0, 1).index_select(0, places)
         index = self.layout.index  # [T]
-        place = torch.empty_like(selected, dtype=torch.long).flatten()  # [BL]
+        place = index.new_empty(self.layout.shape[0] * self.layout.shape[1])  # [BL]
         place[index] = torch.arange(len(index), device=index.device)
-        return self.laid[0].index_select(0, place[selected.flatten()])
+        return self.laid[0].index_select(0, place[places])
 
     def pooled(self, mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B F"]:
         """First, mean and maximum over each row's real places (``mask``), concatenated: F = 3H."""

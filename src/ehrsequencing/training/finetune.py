@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ehrsequencing.batches import SurvivalData, VisitData
 from ehrsequencing.config import TRAIN, TUNING, ModelConfig, OptimizerConfig
+from ehrsequencing.device import compute, device_of
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.evaluation.metrics import harrell_c
 from ehrsequencing.models.behrt import BEHRTModel
@@ -265,8 +266,9 @@ def _fit_by_loop(
     progress(Tick(strategy.name, 0, recipe.epochs, _footprint(model, strategy)))
     choose = calibrated_among_the_best(objective) if recipe.checkpoint == "c_index+calibration" else None
     start = Start.of(model, data, cache) if isinstance(model.hazard_head, LinearHead) else None
+    device = device_of(model) if strategy.cached_features else compute().device  # a head alone keeps no GPU busy
     history = train(model, objective, schedule, title=strategy.name, progress=progress, audit=audit, choose=choose,
-                    resume=resume)  # fmt: skip
+                    resume=resume, device=device)  # fmt: skip
     notes = [*audit.notes, *objective.notes, *schedule.pacing.held_to_the_end(len(history))]
     notes += [] if start is None else start.keep_if_better(model, history)
     model.eval()

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ehrsequencing.batches import SurvivalData
+from ehrsequencing.device import moved
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.forward import in_micro_batches, pairs_of
 from ehrsequencing.training.finetune import head_logits, start_head
@@ -85,7 +86,7 @@ class _Encoded:
         self._features = features
 
     def of(self, rows: Int64[np.ndarray, " m"]) -> Float[Tensor, "m F"]:
-        return self._features[torch.from_numpy(self._at[rows])]
+        return self._features[moved(torch.from_numpy(self._at[rows]), self._features.device)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +133,7 @@ class OutcomesObjective:
 
     def beside(self, name: str, pooled: Float[Tensor, "n F"], rows: Int64[np.ndarray, " n"]) -> Float[Tensor, "n F2"]:
         """Pooled vectors of rows of an outcome's data, with what their tokens say of its pairs."""
-        return torch.cat([pooled, self.pairs[name][torch.from_numpy(rows)]], dim=1)
+        return torch.cat([pooled, moved(self.pairs[name][torch.from_numpy(rows)], pooled.device)], dim=1)
 
     def _union(self, of: Callable[[SurvivalObjective], Int64[np.ndarray, " n"]]) -> Int64[np.ndarray, " m"]:
         parts = [self.rows.places[name][of(outcome.objective)] for name, outcome in self.outcomes.items()]

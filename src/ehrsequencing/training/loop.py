@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ehrsequencing.batches import epoch_batches
 from ehrsequencing.config import OptimizerConfig
+from ehrsequencing.device import at_work, compute_on, device_of
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.footprint import FootprintAudit
 from ehrsequencing.progress import Progress, Tick, silent
@@ -24,7 +25,9 @@ from ehrsequencing.training.resume import (
     Snapshot,
     StateStore,
     optimizer_state,
+    random_state,
     restore_optimizer,
+    restore_random,
     run_fingerprint,
 )
 
@@ -142,8 +145,11 @@ def train(
     audit: FootprintAudit | None = None,
     choose: Callable[[list[Epoch]], int] | None = None,
     resume: Resume | None = None,
+    device: torch.device | None = None,
 ) -> list[Epoch]:
     """Train ``model`` in place and leave it at the selected epoch; returns the history.
+
+    It is trained on ``device``, or where it is, and afterwards is where it was.
 
     Stops when ``score`` has not improved for ``schedule.patience`` epochs. ``choose`` may pick another epoch than the
     best-scoring one (all states are then kept until the end). ``audit`` is asserted at the end of the first epoch.
@@ -153,12 +159,13 @@ def train(
     Raises:
         EhrError: the loss, or every epoch's score, was not a number (exit 11).
     """
-    run = _Run(model, objective, schedule, title, progress, audit, choose is not None)
-    store = None if resume is None else StateStore(resume, run.fingerprint())
-    finished = store is not None and run.take_up(store)
-    while not (finished or run.over()):
-        run.one_epoch(store)
-    return run.finish(choose, store)
+    with at_work(model, device or device_of(model)):
+        run = _Run(model, objective, schedule, title, progress, audit, choose is not None)
+        store = None if resume is None else StateStore(resume, run.fingerprint())
+        finished = store is not None and run.take_up(store)
+        while not (finished or run.over()):
+            run.one_epoch(store)
+        return run.finish(choose, store)
 
 
 def _is_told(metric: str) -> bool:
@@ -181,6 +188,7 @@ class _Run:
     ) -> None:
         self.model, self.objective, self.schedule = model, objective, schedule
         self.title, self.progress, self.audit, self.keep_all = title, progress, audit, keep_all
+        self.device = device_of(model)
         torch.manual_seed(schedule.seed)
         self.generator = np.random.default_rng(schedule.seed)
         self.steps = math.ceil(objective.n_rows / schedule.batch_size)
@@ -275,14 +283,14 @@ class _Run:
         """What a state must have been saved under to be taken up by this run."""
         settings = {**vars(self.schedule), "pacing": vars(self.schedule.pacing)}
         settings["optimizer"] = self.schedule.optimizer.model_dump(mode="json")
-        settings |= {"title": self.title, "keep_all": self.keep_all}
+        settings |= {"title": self.title, "keep_all": self.keep_all, "compute": str(compute_on(self.device))}
         return run_fingerprint(self.model, settings, self.objective.fingerprint())
 
     def snapshot(self) -> Snapshot:
         """The whole state but the kept epochs; taken between two steps."""
         found = Snapshot({f"model/{name}": value for name, value in trainable_state(self.model).items()})
         found.tensors["losses"] = torch.stack(self.losses) if self.losses else torch.zeros(0)
-        found.tensors["random"] = torch.get_rng_state()
+        found.tensors |= random_state(self.device)
         found.facts = {
             "model": {},
             "order": self.order,
@@ -310,13 +318,13 @@ class _Run:
         restore_optimizer(self.optimizer, state.part("optimizer"))
         self.scheduler.load_state_dict(facts["scheduler"])
         self.objective.restore(state.part("objective"))
-        self.order, self.losses = facts["order"], list(state.tensors["losses"])
+        self.order, self.losses = facts["order"], list(state.tensors["losses"].to(self.device))
         self.generator.bit_generator.state = self.order
         self.history = [Epoch(**epoch) for epoch in facts["history"]]
         self.checkpoints.best_epoch, self.checkpoints.best_score = facts["best"]
         if self.audit is not None:
             self.audit.restore(facts["audit"])
-        torch.set_rng_state(state.tensors["random"])
+        restore_random(state.tensors, self.device)
         self.selected, self.spent, self.started = facts["selected"], facts["spent"], time.perf_counter()
         epoch, step = len(self.history) + 1, len(self.losses)
         said = "finished earlier" if self.selected is not None else f"resumed in epoch {epoch}, after {step} steps"

@@ -88,7 +88,7 @@ class SurvivalObjective:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Metrics on the tuning split; the logits are kept for choosing among checkpoints."""
-        logits = self.forward(self.tuning).double().numpy()  # [m, K, *R]
+        logits = self.forward(self.tuning).double().cpu().numpy()  # [m, K, *R]
         self.tuning_logits.append(logits)
         return {**self._train_c(), **self.score(logits)}
 
@@ -123,7 +123,7 @@ class SurvivalObjective:
             return {}
         t = self._seen_targets(np.concatenate([rows for rows, _ in seen]))
         grid = self.score.grid
-        risk = grid.risk(torch.cat([logits for _, logits in seen]).double().numpy())
+        risk = grid.risk(torch.cat([logits for _, logits in seen]).double().cpu().numpy())
         return {"train_c": harrell_c(*for_outcome(t.duration.numpy(), t.event.numpy(), grid.tau), risk)}
 
     def _seen_targets(self, rows: Int64[np.ndarray, " b"]) -> Targets:

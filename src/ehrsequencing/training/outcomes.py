@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.config import ModelConfig
+from ehrsequencing.device import compute
 from ehrsequencing.models.behrt import BEHRTModel
 from ehrsequencing.models.footprint import FootprintAudit, footprint
 from ehrsequencing.models.forward import encode
@@ -145,7 +146,8 @@ def _fit_jointly(
     start = _start(joint, objective, shared)
     progress(Tick(title, 0, recipe.epochs, footprint(joint)))
     schedule = schedule_of(strategy, recipe, seed, joint.any_view.config.num_hidden_layers)
-    history = train(joint, objective, schedule, title=title, progress=progress, audit=audit, resume=resume)
+    history = train(joint, objective, schedule, title=title, progress=progress, audit=audit, resume=resume,
+                    device=compute().device)  # fmt: skip
     common = [*audit.notes, *schedule.pacing.held_to_the_end(len(history)), *_asides(recipe, datas)]
     common += [] if start is None else start.keep_if_better(joint, history)
     joint.eval()

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ehrsequencing.batches import Batch, collate, cut_at_random, days_ago, micro_batches
-from ehrsequencing.config import TOKEN_BUDGET, ModelConfig, PretrainConfig
+from ehrsequencing.config import ModelConfig, PretrainConfig
+from ehrsequencing.device import compute, device_of, moved
 from ehrsequencing.errors import EhrError
 from ehrsequencing.models.behrt import BEHRTConfig
 from ehrsequencing.models.code_vectors import CodeVectors, start_from_vectors
@@ -87,7 +88,8 @@ class Mixture:
         for name, term in terms.items():
             self.guessed[name] += term.count
         found = [_weighted(term.mean, self.weights[name]) for name, term in terms.items()]
-        return found[0] if len(found) == 1 else torch.stack(found).sum()
+        device = device_of(self.model)
+        return found[0] if len(found) == 1 else torch.stack([moved(term, device) for term in found]).sum()
 
     def _terms(
         self, whole: TokenStore, cuts: np.random.Generator, masks: torch.Generator, cut_fraction: float
@@ -95,7 +97,7 @@ class Mixture:
         """Every objective's sums over the given records."""
         read, moments = self._read(whole, cuts, cut_fraction)
         terms: dict[str, Sum] = {name: Sum() for name in self.weights}
-        for rows in micro_batches(read, np.arange(len(read)), TOKEN_BUDGET):
+        for rows in micro_batches(read, np.arange(len(read)), compute().token_budget):
             part = self._encoded(whole, read, moments, rows, masks)
             if part is None:
                 continue
@@ -141,9 +143,10 @@ class Mixture:
         pooled = self._pooled(encoded, batch) if self.pooled else None  # [B,F]
         if own is None:
             return MicroBatch(batch, targets, encoded, days, pooled)
-        at = torch.from_numpy(local[own.row])  # [Q]
+        device = device_of(self.model)
+        at = moved(torch.from_numpy(local[own.row]), device)  # [Q]
         if self.training.causal:
-            vectors = encoded.pooled_visits()[at, torch.from_numpy(own.visit)]  # [Q,F]
+            vectors = encoded.pooled_visits()[at, moved(torch.from_numpy(own.visit), device)]  # [Q,F]
         else:
             vectors = encoded.pooled()[at]  # [Q,F]
         return MicroBatch(batch, targets, encoded, days, pooled, Future(whole, own, vectors))
@@ -152,8 +155,9 @@ class Mixture:
         """The vector of each record as fine-tuning reads it; under the block-causal mask that of its last visit."""
         if not self.training.causal:
             return encoded.pooled()
-        rows = torch.arange(len(batch))
-        return encoded.pooled_visits()[rows, batch.visit.amax(dim=1)]  # [B,F]
+        visits = encoded.pooled_visits()  # [B,V,F]
+        rows = torch.arange(len(batch), device=visits.device)
+        return visits[rows, moved(batch.visit.amax(dim=1), visits.device)]  # [B,F]
 
     def idle(self) -> dict[str, str]:
         """Heads whose objective has not found a single thing to guess so far."""
@@ -247,7 +251,8 @@ def pretrain(
     learner = _Learner(model, heads, config.objectives)
     schedule = Schedule(config.epochs, config.batch_size, config.optimizer, None, seed)
     audit = FootprintAudit(learner, excused=objective.idle)
-    history = train(learner, objective, schedule, title="pretraining", progress=progress, audit=audit, resume=resume)
+    history = train(learner, objective, schedule, title="pretraining", progress=progress, audit=audit, resume=resume,
+                    device=compute().device)  # fmt: skip
     learner.eval()
     notes = {"notes": audit.notes} if audit.notes else {}
     return Pretrained(model, _record(history, objective, store, tokenizer) | vectors | notes, heads)

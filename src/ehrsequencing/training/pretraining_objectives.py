@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from ehrsequencing.batches import Batch
 from ehrsequencing.config import PretrainConfig
+from ehrsequencing.device import compute_on, constant, device_of, moved, on_host
 from ehrsequencing.errors import EhrError
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.piecewise import marginal_log_rates, piecewise_nll, quantile_edges
@@ -32,7 +33,7 @@ from ehrsequencing.training.futures import (
 )
 from ehrsequencing.training.summaries import Summary, summarise
 
-SUMMARY_WEIGHTS, VALUE_WEIGHT = torch.tensor([0.5, 4.0, 4.0]), 2.0
+SUMMARY_WEIGHTS, VALUE_WEIGHT = (0.5, 4.0, 4.0), 2.0
 """Of squared errors of log counts, last and first recency, and of standardised values, beside presence in nats."""
 FIT_ROWS = 5_000
 """Records at most from which the pieces and marginal rates of time-to-event are taken."""
@@ -98,7 +99,7 @@ class Future:
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """One micro-batch after the encoder.
+    """One micro-batch after the encoder; what is not of the encoder is on the host.
 
     Attributes:
         batch: the records as they are before masking.
@@ -176,13 +177,18 @@ class PretrainingObjective:
 def _masked_codes(training: Training, head: nn.Module | None, part: MicroBatch) -> Term:
     """Cross-entropy of the code at each selected position; nats a position."""
     model = training.model
-    selected = part.targets != IGNORE  # [B,L]
-    truth = part.targets[selected]  # [M]
+    places = (part.targets != IGNORE).flatten().nonzero()[:, 0]  # [M]
+    truth = part.targets.flatten()[places]  # [M]
     if len(truth) == 0:
         return Term(torch.zeros(()), 0)
-    logits = model.mlm_head(part.encoded.at(selected))  # [M,V]
-    figures = {"accuracy": hits(logits, truth), "most_frequent_code": int((truth == training.most_frequent).sum())}
-    return Term(cross_entropy(logits.float(), truth), len(truth), dict(figures))
+    device = device_of(model)
+    with compute_on(device).autocast():
+        logits = model.mlm_head(part.encoded.at(moved(places, device)))  # [M,V]
+    figures, there = {}, moved(truth, device)
+    if not torch.is_grad_enabled():
+        common = int((truth == training.most_frequent).sum())
+        figures = {"accuracy": hits(logits, there), "most_frequent_code": common}
+    return Term(cross_entropy(logits.float(), there), len(truth), dict(figures))
 
 
 def _masked_values(training: Training, head: nn.Module | None, part: MicroBatch) -> Term:
@@ -190,14 +196,15 @@ def _masked_values(training: Training, head: nn.Module | None, part: MicroBatch)
 
     The encoder does not see the value there, nor mostly the code; the head is told the code.
     """
-    selected = (part.targets != IGNORE) & part.batch.has_value  # [B,L]
-    truth = part.batch.value[selected]  # [M]
+    places = ((part.targets != IGNORE) & part.batch.has_value).flatten().nonzero()[:, 0]  # [M]
+    truth = part.batch.value.flatten()[places]  # [M]
     if len(truth) == 0:
         return Term(torch.zeros(()), 0)
-    codes = training.model.behrt.embeddings.code_embedding(part.targets[selected])  # [M,W]
-    guess = cast(ValueHead, head)(part.encoded.at(selected), codes)  # [M]
+    device = device_of(training.model)
+    codes = training.model.behrt.embeddings.code_embedding(moved(part.targets.flatten()[places], device))  # [M,W]
+    guess = cast(ValueHead, head)(part.encoded.at(moved(places, device)), codes)  # [M]
     median = huber_loss(torch.zeros_like(truth), truth, reduction="sum")
-    return Term(huber_loss(guess, truth), len(truth), {"masked_values_median": float(median)})
+    return Term(huber_loss(guess, moved(truth, device)), len(truth), {"masked_values_median": float(median)})
 
 
 def _next_visit(training: Training, head: nn.Module | None, part: MicroBatch) -> Term:
@@ -208,10 +215,10 @@ def _next_visit(training: Training, head: nn.Module | None, part: MicroBatch) ->
     truth = truth[asked] & training.predicted
     if not truth.any():
         return Term(torch.zeros(()), 0)
-    logits = own(
-        future.vectors[torch.from_numpy(asked)], training.model.behrt.embeddings.code_embedding.weight
-    )  # [Q,V]
-    wanted = torch.from_numpy(truth).float()  # [Q,V]
+    device = device_of(own)
+    vectors = future.vectors[moved(torch.from_numpy(asked), device)]  # [Q,F]
+    logits = own(vectors, training.model.behrt.embeddings.code_embedding.weight)  # [Q,V]
+    wanted = moved(torch.from_numpy(truth), device).float()  # [Q,V]
     figures = (
         {} if torch.is_grad_enabled() else {"next_visit_marginal": float(_bce(own.bias.expand_as(logits), wanted, own))}
     )
@@ -226,11 +233,12 @@ def _bce(logits: Float[Tensor, "Q V"], truth: Float[Tensor, "Q V"], head: NextVi
 def _time_to_event(training: Training, head: nn.Module | None, part: MicroBatch) -> Term:
     """Piecewise-exponential −log L of the time to each code's next occurrence; nats an occurrence that was seen."""
     own, future = cast(TimeToEventHead, head), cast(Future, part.future)
-    found = waits(future.store, future.moments, own.codes.numpy(), training.sizes.vocab_size)
+    found = waits(future.store, future.moments, on_host(own, "codes").numpy(), training.sizes.vocab_size)
     if not found.event.any():
         return Term(torch.zeros(()), 0)
-    duration, event = torch.from_numpy(found.duration).float(), torch.from_numpy(found.event)  # [Q,N]
-    seen = torch.from_numpy(found.seen)  # [Q,N]
+    told = (found.duration, found.event, found.seen)
+    duration, event, seen = (moved(torch.from_numpy(part), device_of(own)) for part in told)  # [Q,N]
+    duration = duration.float()
     loss = piecewise_nll(own(future.vectors, seen), duration, event, own.edges).sum()
     figures = {}
     if not torch.is_grad_enabled():
@@ -246,10 +254,11 @@ def _record_summary(training: Training, head: nn.Module | None, part: MicroBatch
     The encoder reads the record with some of its codes hidden, and is asked about all of them.
     """
     own, vectors = cast(SummaryHead, head), cast(Tensor, part.vectors)
-    truth = summarise(part.batch, part.days, own.slot, own.sizes[0], own.value_slot, own.sizes[1])
+    slots = on_host(own, "slot"), on_host(own, "value_slot")
+    truth = summarise(part.batch, part.days, slots[0], own.sizes[0], slots[1], own.sizes[1])
     codes, values = own(vectors)  # [B,4,N], [B,3,V]
-    present = truth.codes[:, 0]  # [B,N]
-    count = int(present.sum())
+    count = int(truth.codes[:, 0].sum())
+    truth = Summary(*(moved(each, codes.device) for each in (truth.codes, truth.values, truth.valued)))
     if count == 0:
         return Term(torch.zeros(()), 0)
     biases = {} if torch.is_grad_enabled() else {"record_summary_biases": float(_misses(truth, *own.marginal()))}
@@ -260,7 +269,8 @@ def _misses(truth: Summary, codes: Float[Tensor, "B 4 N"], values: Float[Tensor,
     """Summed loss of what is told of the records."""
     codes = codes.expand_as(truth.codes)  # [B,4,N]
     present = binary_cross_entropy_with_logits(codes[:, 0], truth.codes[:, 0], reduction="sum")
-    figures = (SUMMARY_WEIGHTS[:, None] * (codes[:, 1:] - truth.codes[:, 1:]) ** 2).sum()
+    weights = constant(SUMMARY_WEIGHTS, codes.device)
+    figures = (weights[:, None] * (codes[:, 1:] - truth.codes[:, 1:]) ** 2).sum()
     return present + figures + VALUE_WEIGHT * (truth.valued[:, None] * (values - truth.values) ** 2).sum()
 
 

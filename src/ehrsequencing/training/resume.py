@@ -172,3 +172,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Snapshot) -> None
     for group, rate in zip(found["param_groups"], state.facts["rates"], strict=True):
         group["lr"] = rate
     optimizer.load_state_dict({**found, "state": by_number})
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Of the generators that dropout draws from: the host's, and the device's own."""
+    found = {"random": torch.get_rng_state()}
+    return found if device.type == "cpu" else {**found, "random_there": torch.cuda.get_rng_state(device)}
+
+
+def restore_random(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put back what ``random_state`` gave."""
+    torch.set_rng_state(state["random"])
+    if device.type != "cpu":
+        torch.cuda.set_rng_state(state["random_there"], device)

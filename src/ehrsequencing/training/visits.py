@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ehrsequencing.batches import SurvivalData, Targets, VisitData
 from ehrsequencing.config import TRAIN, TUNING
+from ehrsequencing.device import moved
 from ehrsequencing.models.losses import ranking_loss, survival_nll
 from ehrsequencing.training.objectives import Forward, SurvivalObjective
 from ehrsequencing.training.resume import digest_of
@@ -37,10 +38,11 @@ class VisitObjective(SurvivalObjective):
         at = np.repeat(self.begin[rows] - first, count) + np.arange(count.sum())  # [n] positions of visits
         logits, t = self.forward(at), self.visits.targets(at)  # [n, K]
         each = survival_nll(logits, t.bin, t.fraction.to(logits.dtype), t.event)  # [n]
-        weight = torch.from_numpy(np.repeat(1 / (count * len(count)), count)).to(each)  # [n]
+        share = torch.from_numpy(np.repeat(1 / (count * len(count)), count)).to(each.dtype)  # [n]
         drawn = torch.from_numpy(first) + (torch.rand(len(count)) * torch.from_numpy(count)).long()  # [b]
-        self._seen.append((at[drawn.numpy()], logits[drawn].detach()))
-        return (weight * each).sum() + self._ranking(logits[drawn], t.take(drawn))
+        own = logits[moved(drawn, logits.device)]  # [b, K]
+        self._seen.append((at[drawn.numpy()], own.detach()))
+        return (moved(share, each.device) * each).sum() + self._ranking(own, t.take(drawn))
 
     def _ranking(self, logits: Float[Tensor, "b K *R"], t: Targets) -> Tensor | float:
         if self.lambda_rank == 0:
