@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,7 +82,7 @@ def test_static_tokens_and_cls_see_no_visit():
     changed = batch.code.clone()
     changed[:, 5:] = 11
     with torch.no_grad():
-        before, after = model(batch), model(type(batch)(**{**vars(batch), "code": changed}))
+        before, after = model(batch), model(replace(batch, code=changed))
     first = batch.visit[0] == 0
     assert first.sum() == 1
     assert torch.equal(before[0, first], after[0, first])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
 from ehrsequencing.cli import main
 from ehrsequencing.cohort import Cohort, build_cohort
@@ -295,6 +296,13 @@ def test_predictions_that_are_no_predictions(ehrseq, dataset, tmp_path):
     ehrseq("cohort", dataset.root, dataset.root / "task.yaml", tmp_path / "cohort")
     pl.DataFrame({"subject_id": [1]}).write_parquet(tmp_path / "p.parquet")
     assert_clear(ehrseq("evaluate", tmp_path / "p.parquet", tmp_path / "cohort"), 13, "prediction_time")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_missing(ehrseq, dataset, tmp_path):
+    assert_clear(ehrseq("pretrain", dataset.root, tmp_path / "e", "--device", "cuda"), 14, "cuda", "--device cpu")
+    assert_clear(ehrseq("run", tmp_path / "study.yaml", tmp_path / "r", "--compile"), 14, "CUDA")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_option_is_a_usage_error(ehrseq):
