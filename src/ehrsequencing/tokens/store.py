@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,37 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.files import staged
 from ehrsequencing.tokens.vocabulary import UNK
 
-TOKEN_ARRAYS = ("code", "value", "age", "visit", "gap", "day")
+TOKEN_ARRAYS: dict[str, type] = {
+    "code": np.int32,
+    "value": np.float32,
+    "age": np.float32,
+    "visit": np.int32,
+    "gap": np.float32,
+    "day": np.float32,
+}
+"""What is kept of each token, and how."""
 _DESCRIPTION = "store.json"
 ROW_ARRAYS = ("subject_id", "prediction_time", "truncated")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What ``tokenize`` counted on the way; of several histories together, the sum."""
+
+    tokens: int = 0
+    fallbacks: int = 0
+    bad_values: int = 0
+    left_out_tokens: int = 0
+    rows_without_birth: int = 0
+    events_before_birth: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(**{item.name: getattr(self, item.name) + getattr(other, item.name) for item in fields(self)})
+
+    def to_json(self) -> dict[str, Any]:
+        """For people: the share of tokens that fell back to an ancestor, and the numbers."""
+        numbers = asdict(self)
+        return {"fallback_share": float(numbers.pop("fallbacks") / max(numbers.pop("tokens"), 1)), **numbers}
 
 
 @dataclass(frozen=True, eq=False)

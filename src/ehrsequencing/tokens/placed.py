@@ -1,0 +1,306 @@
+"""Cut histories by row, read a block of rows at a time: codes as numbers, tokens in order, few bytes held at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Float32, Float64, Int32, Int64, Shaped, UInt32
+
+from ehrsequencing.errors import EhrError, Exit
+from ehrsequencing.events import BIRTH, DEATH
+from ehrsequencing.tokens.tokenizer import Tokenizer
+from ehrsequencing.tokens.vocabulary import UNK
+
+US_PER_DAY = 86_400_000_000
+BLOCK = 65_536
+"""Events read together: their arrays stay in the processor's cache."""
+_KEYS = ("subject_id", "prediction_time")
+_STATIC = np.iinfo(np.int64).min
+"""In place of a time, while sorting: before every other."""
+
+
+def numbered(codes: pl.Series) -> tuple[UInt32[np.ndarray, " T"], list[str]]:
+    """Each code as a number, and the names by number; a null has the number after the last.
+
+    >>> number, names = numbered(pl.Series(["B", None, "A", "B"]))
+    >>> [[*names, None][at] for at in number]
+    ['B', None, 'A', 'B']
+    """
+    found = codes.cast(pl.Categorical(pl.Categories.random())).to_physical()
+    n = int(found.max()) + 1 if found.count() else 0  # type: ignore[arg-type]
+    number = found.fill_null(n).to_numpy().astype(np.uint32, copy=False)
+    somewhere = np.zeros(n + 1, dtype=np.int64)
+    somewhere[number] = np.arange(len(number))
+    return number, codes.gather(somewhere[:n]).cast(pl.String).to_list()
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """Tokens of rows but for [CLS], sorted by row, static first, then visit; arrays of T."""
+
+    row: Int64[np.ndarray, " T"]
+    time: Int64[np.ndarray, " T"]  # microseconds since the epoch; of no meaning where static
+    static: Bool[np.ndarray, " T"]
+    key: Int64[np.ndarray, " T"]  # equal within a visit of a row
+    code: Int32[np.ndarray, " T"]
+    value: Float32[np.ndarray, " T"]
+    fallback: Bool[np.ndarray, " T"]  # took the id of an ancestor
+    bad_values: int
+    birth: Float64[np.ndarray, " N"]  # of each row, microseconds since the epoch; NaN where unknown
+
+
+@dataclass(frozen=True, eq=False)
+class _Coding:
+    """What each number of a history's codes means; the last is that of no code."""
+
+    id: Int32[np.ndarray, " C"]
+    exact: Bool[np.ndarray, " C"]
+    rank: Int32[np.ndarray, " C"]  # by name; no code comes first
+    token: Bool[np.ndarray, " C"]  # births and deaths are none
+    birth: int
+
+    @classmethod
+    def of(cls, names: list[str], tokenizer: Tokenizer) -> _Coding:
+        found = tokenizer.lookup(pl.Series(names, dtype=pl.String))
+        place = {code: at for at, code in enumerate(found["code"])}
+        at = np.array([place[name] for name in names], dtype=np.int64)
+        return cls(
+            np.append(found["id"].to_numpy()[at], np.int32(UNK)),
+            np.append(found["exact"].to_numpy()[at], False),
+            np.append(found["rank"].to_numpy()[at], np.int32(-1)),
+            np.append([name not in (BIRTH, DEATH) for name in names], True).astype(bool),
+            names.index(BIRTH) if BIRTH in names else -1,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """The rows, and where in the history the events of each stand.
+
+    Attributes:
+        keys: ``row, subject_id, prediction_time``.
+        row, begin, length: of each stretch of a row's events in ``history``, sorted by row.
+    """
+
+    tokenizer: Tokenizer
+    keys: pl.DataFrame
+    history: pl.DataFrame
+    row: Int64[np.ndarray, " R"]
+    begin: Int64[np.ndarray, " R"]
+    length: Int64[np.ndarray, " R"]
+
+    @classmethod
+    def of(cls, history: pl.DataFrame, rows: pl.DataFrame, tokenizer: Tokenizer) -> Placed:
+        """Number the rows and find their events; those of other rows are ignored.
+
+        Raises:
+            EhrError: exit 15 for an event after prediction_time; exit 11 for repeated rows or a missing column.
+        """
+        _refuse_bad_columns(history, rows, tokenizer.config.visit_column)
+        keys = rows.select(pl.col("subject_id").cast(pl.Int64), _microseconds("prediction_time")).with_row_index("row")
+        if keys.select(_KEYS).is_duplicated().any():
+            raise EhrError("a subject and prediction_time occurs twice", "rows", "give every row once", code=Exit.DATA)
+        history = history.with_columns(_microseconds("prediction_time"), _microseconds("time"))
+        begin = stretches(history, _KEYS)
+        length = np.diff(np.append(begin, history.height))
+        found = history.select(_KEYS)[begin].join(keys, on=_KEYS, how="left", maintain_order="left")["row"]
+        own = found.is_not_null().to_numpy()
+        _refuse_future(history, np.repeat(own, length))
+        row = found.drop_nulls().to_numpy().astype(np.int64)
+        order = np.argsort(row, kind="stable")
+        return cls(tokenizer, keys, history, row[order], begin[own][order], length[own][order])
+
+    @property
+    def n_events(self) -> int:
+        """Events of the rows, those that are no tokens included."""
+        return int(self.length.sum())
+
+    def blocks(self, events: int = BLOCK) -> Iterator[tuple[int, Events]]:
+        """Rows a block at a time, about so many events each: its first row, and its events, rows numbered from there."""
+        n = self.keys.height
+        each = np.bincount(self.row, weights=self.length, minlength=n).astype(np.int64)
+        before, first = np.append(0, np.cumsum(each)), 0
+        while first < n:
+            last = int(np.searchsorted(before, before[first] + events, side="right")) - 1
+            last = min(max(last, first + 1), n)
+            yield first, self.events(first, last)
+            first = last
+
+    def events(self, first: int = 0, last: int | None = None) -> Events:
+        """The tokens of the rows from ``first`` up to ``last``, sorted; rows are numbered from ``first``."""
+        n = (self.keys.height if last is None else last) - first
+        here = slice(*np.searchsorted(self.row, [first, first + n]))
+        row = np.repeat(self.row[here] - first, self.length[here])
+        at = _positions(self.begin[here], self.length[here])
+        number, time = self._numbers[at], _taken(self._times, at).fill_null(_STATIC).to_numpy()
+        birth = _earliest(row, time, number == self._coding.birth, n)
+        token = self._coding.token[number]
+        row, time, number = row[token], time[token], number[token]
+        value = _taken(self._values, at).filter(pl.Series(token))
+        visits = self._visits(row, time, at, token)
+        rank, size = self._coding.rank[number], _by_size(value)
+        order = in_order([row, time] if visits is None else [row, *visits, time], [rank, size])
+        filled = value.fill_null(np.nan).to_numpy()
+        if order is not None:
+            row, time, number, filled = row[order], time[order], number[order], filled[order]
+        code, exact, static = self._coding.id[number], self._coding.exact[number], time == _STATIC
+        names = time // US_PER_DAY if visits is None else visits[1] if order is None else visits[1][order]
+        return Events(
+            row=row,
+            time=np.where(static, 0, time),
+            static=static,
+            key=names,
+            code=code,
+            value=self.tokenizer.standardiser.transform(
+                code, np.where(exact, filled, np.float32(np.nan)), self.tokenizer.vocab_size
+            ),
+            fallback=~exact & (code != UNK),
+            bad_values=len(value) - value.null_count() - int(np.isfinite(filled).sum()),
+            birth=birth,
+        )
+
+    def _visits(
+        self, row: np.ndarray, time: np.ndarray, at: slice | np.ndarray, token: np.ndarray
+    ) -> tuple[Int64[np.ndarray, " T"], Int64[np.ndarray, " T"]] | None:
+        """When each event's visit begins, and its name as a number in order; None where visits are calendar days."""
+        column = self.tokenizer.config.visit_column
+        if column is None:
+            return None
+        own = _taken(self.history[column], at).filter(pl.Series(token)).alias("visit")
+        moment = _taken(self.history["time"], at).filter(pl.Series(token)).alias("moment")
+        date = pl.col("moment").dt.date().cast(pl.String)
+        named = pl.coalesce(pl.lit("v") + pl.col("visit").cast(pl.String), date)
+        frame = pl.DataFrame([own, moment, pl.Series("row", row), pl.Series("time", time)]).with_columns(
+            name=pl.when(pl.col("moment").is_not_null()).then(named)
+        )
+        names = pl.Enum(frame["name"].unique().drop_nulls().sort())
+        number = frame["name"].cast(names).to_physical().cast(pl.Int64).fill_null(-1)
+        start = frame.select(pl.col("time").min().over("row", "name")).to_series()
+        return start.to_numpy(), number.to_numpy()
+
+    @cached_property
+    def _numbers(self) -> UInt32[np.ndarray, " T"]:
+        return self._coded[0]
+
+    @cached_property
+    def _coding(self) -> _Coding:
+        return _Coding.of(self._coded[1], self.tokenizer)
+
+    @cached_property
+    def _coded(self) -> tuple[UInt32[np.ndarray, " T"], list[str]]:
+        return numbered(self.history["code"])
+
+    @cached_property
+    def _times(self) -> pl.Series:
+        return self.history["time"].to_physical()
+
+    @cached_property
+    def _values(self) -> pl.Series:
+        return self.history["numeric_value"].cast(pl.Float32)
+
+
+def stretches(history: pl.DataFrame, keys: Sequence[str]) -> Int64[np.ndarray, " R"]:
+    """Where rows begin that differ from the one before in any of ``keys``."""
+    if history.is_empty():
+        return np.zeros(0, dtype=np.int64)
+    moves = [pl.col(key).ne_missing(pl.col(key).shift(1)) for key in keys]
+    changed = history.select(pl.any_horizontal(moves)).to_series().to_numpy().copy()
+    changed[0] = True
+    return np.flatnonzero(changed)
+
+
+def in_order(
+    outer: Sequence[Shaped[np.ndarray, " T"]], inner: Sequence[Shaped[np.ndarray, " T"]]
+) -> Int64[np.ndarray, " T"] | None:
+    """The order by all keys; None where they are in it.
+
+    Where only inner keys are out of order, only the stretches of equal outer keys in which they are get sorted.
+
+    >>> in_order([np.array([1, 1, 2, 2])], [np.array([5, 6, 8, 7])]).tolist()
+    [0, 1, 3, 2]
+    """
+    equal, falls = _steps(outer)
+    if falls.any():
+        return np.lexsort((*reversed(inner), *reversed(outer)))
+    _, falls = _steps(inner)
+    falls &= equal
+    if not falls.any():
+        return None
+    stretch = np.append(0, np.cumsum(~equal))  # [T]
+    wrong = np.zeros(stretch[-1] + 1, dtype=bool)
+    wrong[stretch[1:][falls]] = True
+    at = np.flatnonzero(wrong[stretch])
+    order = np.arange(len(stretch))
+    order[at] = at[np.lexsort((*(key[at] for key in reversed(inner)), stretch[at]))]
+    return order
+
+
+def _steps(keys: Sequence[np.ndarray]) -> tuple[Bool[np.ndarray, " T1"], Bool[np.ndarray, " T1"]]:
+    """From each event to the next: whether all keys are equal, and whether the first that differs falls."""
+    n = max(len(keys[0]) - 1, 0)
+    equal, falls = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
+    for key in keys:
+        falls |= equal & (key[:-1] > key[1:])
+        equal &= key[:-1] == key[1:]
+    return equal, falls
+
+
+def _by_size(value: pl.Series) -> Float32[np.ndarray, " T"]:
+    """Values as they are ordered: none first, what is no number last."""
+    return value.fill_nan(np.inf).fill_null(-np.inf).to_numpy()
+
+
+def _positions(begin: Int64[np.ndarray, " r"], length: Int64[np.ndarray, " r"]) -> slice | Int64[np.ndarray, " t"]:
+    """The positions of several stretches one after the other; a slice where they follow each other."""
+    if not len(begin):
+        return slice(0, 0)
+    if (begin[1:] == begin[:-1] + length[:-1]).all():
+        return slice(int(begin[0]), int(begin[-1] + length[-1]))
+    end = np.cumsum(length)
+    return np.repeat(begin - (end - length), length) + np.arange(end[-1])
+
+
+def _taken(values: pl.Series, at: slice | Int64[np.ndarray, " t"]) -> pl.Series:
+    return values[at] if isinstance(at, slice) else values.gather(at)
+
+
+def _earliest(
+    row: Int64[np.ndarray, " T"], time: Int64[np.ndarray, " T"], births: Bool[np.ndarray, " T"], n: int
+) -> Float64[np.ndarray, " n"]:
+    """Each row's first dated birth, in microseconds since the epoch; NaN where there is none."""
+    dated = births & (time != _STATIC)
+    found = np.full(n, np.inf)
+    np.minimum.at(found, row[dated], time[dated])
+    return np.where(np.isinf(found), np.nan, found)
+
+
+def _microseconds(name: str) -> pl.Expr:
+    return pl.col(name).cast(pl.Datetime("us"))
+
+
+def _refuse_bad_columns(history: pl.DataFrame, rows: pl.DataFrame, visit_column: str | None) -> None:
+    visit = () if visit_column is None else (visit_column,)
+    needed = {"history": (history, (*_KEYS, "time", "code", "numeric_value", *visit)), "rows": (rows, _KEYS)}
+    for name, (frame, columns) in needed.items():
+        missing = [column for column in columns if column not in frame.columns]
+        if missing:
+            raise EhrError(
+                f"{name} has no column {', '.join(missing)} (found: {', '.join(frame.columns)})",
+                name,
+                "name a visit_column that the events bring" if missing == list(visit) else "add the column",
+                code=Exit.DATA,
+            )
+
+
+def _refuse_future(history: pl.DataFrame, own: Bool[np.ndarray, " T"]) -> None:
+    """Raise EhrError (exit 15) where an event of the rows lies after its prediction_time."""
+    late = (history["time"] > history["prediction_time"]).fill_null(False)
+    count = int((late & pl.Series(own)).sum()) if late.any() else 0
+    if count:
+        raise EhrError(
+            f"{count} events lie after their prediction_time", "history", "cut it with cohort.cut", code=Exit.LEAKAGE
+        )
