@@ -8,34 +8,37 @@ from functools import cached_property
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float32, Float64, Int32, Int64, Shaped, UInt32
+from jaxtyping import Bool, Float32, Float64, Int32, Int64, Shaped
 
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import BIRTH, DEATH
 from ehrsequencing.tokens.tokenizer import Tokenizer
+from ehrsequencing.tokens.visits import US_PER_DAY
 from ehrsequencing.tokens.vocabulary import UNK
 
-US_PER_DAY = 86_400_000_000
-BLOCK = 65_536
+BLOCK = 131_072
 """Events read together: their arrays stay in the processor's cache."""
 _KEYS = ("subject_id", "prediction_time")
 _STATIC = np.iinfo(np.int64).min
 """In place of a time, while sorting: before every other."""
 
 
-def numbered(codes: pl.Series) -> tuple[UInt32[np.ndarray, " T"], list[str]]:
-    """Each code as a number, and the names by number; a null has the number after the last.
+def numbered(codes: pl.Series) -> tuple[Int32[np.ndarray, " T"], list[str]]:
+    """Each code as its place among the distinct names, from 1 on, and these names, sorted; 0 is no code.
 
-    >>> number, names = numbered(pl.Series(["B", None, "A", "B"]))
-    >>> [[*names, None][at] for at in number]
-    ['B', None, 'A', 'B']
+    >>> place, names = numbered(pl.Series(["B", None, "A", "B"]))
+    >>> place.tolist(), names
+    ([2, 0, 1, 2], ['A', 'B'])
     """
-    found = codes.cast(pl.Categorical(pl.Categories.random())).to_physical()
-    n = int(found.max()) + 1 if found.count() else 0  # type: ignore[arg-type]
-    number = found.fill_null(n).to_numpy().astype(np.uint32, copy=False)
+    found = codes.cast(pl.Categorical(pl.Categories.random())).to_physical()  # strings are looked at once
+    n = int(found.max()) + 1 if found.count() else 0  # type: ignore[call-overload]
+    number = found.fill_null(n).to_numpy()
     somewhere = np.zeros(n + 1, dtype=np.int64)
     somewhere[number] = np.arange(len(number))
-    return number, codes.gather(somewhere[:n]).cast(pl.String).to_list()
+    names = codes.gather(somewhere[:n]).cast(pl.String)
+    place = np.zeros(n + 1, dtype=np.int32)
+    place[names.arg_sort().to_numpy()] = np.arange(1, n + 1)
+    return place[number], names.sort().to_list()
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,26 +58,21 @@ class Events:
 
 @dataclass(frozen=True, eq=False)
 class _Coding:
-    """What each number of a history's codes means; the last is that of no code."""
+    """What a history's codes mean, by their number; 0 is no code."""
 
-    id: Int32[np.ndarray, " C"]
-    exact: Bool[np.ndarray, " C"]
-    rank: Int32[np.ndarray, " C"]  # by name; no code comes first
-    token: Bool[np.ndarray, " C"]  # births and deaths are none
+    number: Int32[np.ndarray, " T"]
+    id: Int32[np.ndarray, " C"]  # ~id of those that fell back
     birth: int
+    death: int
 
     @classmethod
-    def of(cls, names: list[str], tokenizer: Tokenizer) -> _Coding:
+    def of(cls, codes: pl.Series, tokenizer: Tokenizer) -> _Coding:
+        number, names = numbered(codes)
         found = tokenizer.lookup(pl.Series(names, dtype=pl.String))
-        place = {code: at for at, code in enumerate(found["code"])}
-        at = np.array([place[name] for name in names], dtype=np.int64)
-        return cls(
-            np.append(found["id"].to_numpy()[at], np.int32(UNK)),
-            np.append(found["exact"].to_numpy()[at], False),
-            np.append(found["rank"].to_numpy()[at], np.int32(-1)),
-            np.append([name not in (BIRTH, DEATH) for name in names], True).astype(bool),
-            names.index(BIRTH) if BIRTH in names else -1,
-        )
+        ids = np.append(np.int32(UNK), found["id"].to_numpy())
+        exact = np.append(False, found["exact"].to_numpy())
+        at = {name: place for place, name in enumerate(names, start=1)}
+        return cls(number, np.where(exact, ids, ~ids).astype(np.int32), at.get(BIRTH, -1), at.get(DEATH, -1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,32 +132,31 @@ class Placed:
         """The tokens of the rows from ``first`` up to ``last``, sorted; rows are numbered from ``first``."""
         n = (self.keys.height if last is None else last) - first
         here = slice(*np.searchsorted(self.row, [first, first + n]))
-        row = np.repeat(self.row[here] - first, self.length[here])
+        row = np.repeat(self.row[here] - first, self.length[here])  # [E]
         at = _positions(self.begin[here], self.length[here])
-        number, time = self._numbers[at], _taken(self._times, at).fill_null(_STATIC).to_numpy()
-        birth = _earliest(row, time, number == self._coding.birth, n)
-        token = self._coding.token[number]
-        row, time, number = row[token], time[token], number[token]
-        value = _taken(self._values, at).filter(pl.Series(token))
+        number, time, value = self._coding.number[at], self._times[at], self._values[at]  # [E]
+        born = number == self._coding.birth
+        birth = _earliest(row[born], time[born], n)  # [n]
+        token = ~(born | (number == self._coding.death))
+        row, time, number, value = row[token], time[token], number[token], value[token]  # [T]
+        bad = self._bad_values and int(np.isinf(value).sum()) - _taken(self._raw, at).filter(pl.Series(token)).null_count()
         visits = self._visits(row, time, at, token)
-        rank, size = self._coding.rank[number], _by_size(value)
-        order = in_order([row, time] if visits is None else [row, *visits, time], [rank, size])
-        filled = value.fill_null(np.nan).to_numpy()
+        order = in_order([row, time] if visits is None else [row, *visits, time], [number, value])
         if order is not None:
-            row, time, number, filled = row[order], time[order], number[order], filled[order]
-        code, exact, static = self._coding.id[number], self._coding.exact[number], time == _STATIC
-        names = time // US_PER_DAY if visits is None else visits[1] if order is None else visits[1][order]
+            row, time, number, value = row[order], time[order], number[order], value[order]
+        key = time // US_PER_DAY if visits is None else visits[1] if order is None else visits[1][order]
+        signed, static = self._coding.id[number], time == _STATIC
+        code, fell = np.where(signed < 0, ~signed, signed), signed < 0
+        value[fell] = np.nan
         return Events(
             row=row,
             time=np.where(static, 0, time),
             static=static,
-            key=names,
+            key=key,
             code=code,
-            value=self.tokenizer.standardiser.transform(
-                code, np.where(exact, filled, np.float32(np.nan)), self.tokenizer.vocab_size
-            ),
-            fallback=~exact & (code != UNK),
-            bad_values=len(value) - value.null_count() - int(np.isfinite(filled).sum()),
+            value=self.tokenizer.standardiser.transform(code, value, self.tokenizer.vocab_size),
+            fallback=fell & (code != UNK),
+            bad_values=bad,
             birth=birth,
         )
 
@@ -183,24 +180,26 @@ class Placed:
         return start.to_numpy(), number.to_numpy()
 
     @cached_property
-    def _numbers(self) -> UInt32[np.ndarray, " T"]:
-        return self._coded[0]
-
-    @cached_property
     def _coding(self) -> _Coding:
-        return _Coding.of(self._coded[1], self.tokenizer)
+        return _Coding.of(self.history["code"], self.tokenizer)
 
     @cached_property
-    def _coded(self) -> tuple[UInt32[np.ndarray, " T"], list[str]]:
-        return numbered(self.history["code"])
+    def _times(self) -> Int64[np.ndarray, " E"]:
+        return self.history["time"].to_physical().fill_null(_STATIC).to_numpy()
 
     @cached_property
-    def _times(self) -> pl.Series:
-        return self.history["time"].to_physical()
-
-    @cached_property
-    def _values(self) -> pl.Series:
+    def _raw(self) -> pl.Series:
         return self.history["numeric_value"].cast(pl.Float32)
+
+    @cached_property
+    def _values(self) -> Float32[np.ndarray, " E"]:
+        """As they are ordered: none first (-inf), what is no number last (inf)."""
+        return self._raw.fill_nan(np.inf).fill_null(-np.inf).to_numpy()
+
+    @cached_property
+    def _bad_values(self) -> int:
+        """How many are no finite numbers."""
+        return int((~self._raw.is_finite()).sum())
 
 
 def stretches(history: pl.DataFrame, keys: Sequence[str]) -> Int64[np.ndarray, " R"]:
@@ -249,11 +248,6 @@ def _steps(keys: Sequence[np.ndarray]) -> tuple[Bool[np.ndarray, " T1"], Bool[np
     return equal, falls
 
 
-def _by_size(value: pl.Series) -> Float32[np.ndarray, " T"]:
-    """Values as they are ordered: none first, what is no number last."""
-    return value.fill_nan(np.inf).fill_null(-np.inf).to_numpy()
-
-
 def _positions(begin: Int64[np.ndarray, " r"], length: Int64[np.ndarray, " r"]) -> slice | Int64[np.ndarray, " t"]:
     """The positions of several stretches one after the other; a slice where they follow each other."""
     if not len(begin):
@@ -269,11 +263,10 @@ def _taken(values: pl.Series, at: slice | Int64[np.ndarray, " t"]) -> pl.Series:
 
 
 def _earliest(
-    row: Int64[np.ndarray, " T"], time: Int64[np.ndarray, " T"], births: Bool[np.ndarray, " T"], n: int
+    row: Int64[np.ndarray, " b"], time: Int64[np.ndarray, " b"], n: int
 ) -> Float64[np.ndarray, " n"]:
     """Each row's first dated birth, in microseconds since the epoch; NaN where there is none."""
-    dated = births & (time != _STATIC)
-    found = np.full(n, np.inf)
+    found, dated = np.full(n, np.inf), time != _STATIC
     np.minimum.at(found, row[dated], time[dated])
     return np.where(np.isinf(found), np.nan, found)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from ehrsequencing.config import DAYS_PER_YEAR
-from ehrsequencing.tokens.placed import US_PER_DAY, Events, Placed
+from ehrsequencing.tokens.placed import Events, Placed
 from ehrsequencing.tokens.store import TOKEN_ARRAYS, Counts, TokenStore
 from ehrsequencing.tokens.tokenizer import Tokenizer
-from ehrsequencing.tokens.visits import Spans
+from ehrsequencing.tokens.visits import US_PER_DAY, Spans
 from ehrsequencing.tokens.vocabulary import CLS
 
 
@@ -45,11 +45,9 @@ def tokenize(history: pl.DataFrame, rows: pl.DataFrame, tokenizer: Tokenizer) ->
     for first, events in placed.blocks():
         rows_here = slice(first, first + len(events.birth))
         now = prediction_time[rows_here].astype(np.int64)
-        filled, ends, truncated[rows_here], counted = _sequences(events, now, tokenizer.config.max_tokens)
-        begin = offsets[first]
-        offsets[first + 1 : rows_here.stop + 1] = begin + ends
-        for name, values in filled.items():
-            arrays[name][begin : begin + ends[-1]] = values
+        free = {name: values[offsets[first] :] for name, values in arrays.items()}
+        ends, truncated[rows_here], counted = _sequences(events, now, tokenizer.config.max_tokens, free)
+        offsets[first + 1 : rows_here.stop + 1] = offsets[first] + ends
         counts += counted
     return TokenStore(
         **{name: values[: offsets[-1]] for name, values in arrays.items()},
@@ -63,52 +61,42 @@ def tokenize(history: pl.DataFrame, rows: pl.DataFrame, tokenizer: Tokenizer) ->
 
 
 def _sequences(
-    events: Events, now: Int64[np.ndarray, " n"], max_tokens: int
-) -> tuple[dict[str, np.ndarray], Int64[np.ndarray, " n"], np.ndarray, Counts]:
-    """The token arrays of a block of rows, where each row ends in them, which rows were cut short, and counts.
+    events: Events, now: Int64[np.ndarray, " n"], max_tokens: int, out: dict[str, np.ndarray]
+) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"], Counts]:
+    """The sequences of a block of rows, into the beginning of ``out``: where each ends, whether it was cut, counts.
 
     Args:
         now: each row's prediction_time in microseconds.
     """
-    n = len(now)
-    spans = Spans.of(events.row, events.static, events.key, n)
-    kept = spans.keep(max_tokens)
-    day = np.where(events.static, np.inf, (now[events.row] - events.time) / US_PER_DAY)  # [T]
+    n, row = len(now), events.row
+    spans = Spans.of(row, events.static, events.key, n)
+    static = np.flatnonzero(events.static)
+    day = (now[row] - events.time) / US_PER_DAY  # [T]
+    day[static] = np.inf
     since_last = spans.smallest(day, np.inf)  # [n]
-    age = np.where(events.static, np.nan, years(events.time - events.birth[events.row]))  # [T]
-    visit, gap = spans.numbers(kept), spans.gaps(events.time) / US_PER_DAY  # [T]
+    age = years(events.time - events.birth[row])  # [T]
+    age[static] = np.nan
+    kept = spans.keep(max_tokens)
     counts = Counts(
-        tokens=int(kept.sum()),
-        fallbacks=int(events.fallback[kept].sum()),
+        tokens=int(np.count_nonzero(kept)),
+        fallbacks=int(np.count_nonzero(events.fallback & kept)),
         bad_values=events.bad_values,
-        left_out_tokens=int((~kept).sum()),
-        rows_without_birth=int(np.isnan(events.birth).sum()),
-        events_before_birth=int((age < 0).sum()),
+        left_out_tokens=int(np.count_nonzero(~kept)),
+        rows_without_birth=int(np.count_nonzero(np.isnan(events.birth))),
+        events_before_birth=int(np.count_nonzero(age < 0)),
     )
-    truncated = np.bincount(events.row[~kept], minlength=n) > 0
-    per_token = {
-        "code": events.code,
-        "value": events.value,
-        "age": np.maximum(age, 0.0),
-        "visit": visit,
-        "gap": gap,
-        "day": day,
+    tokens = {
+        "code": (events.code, CLS),
+        "value": (events.value, np.nan),
+        "age": (np.maximum(age, 0.0), np.maximum(years(now - events.birth), 0.0)),
+        "visit": (spans.numbers(kept), 0),
+        "gap": (spans.gaps(events.time), np.where(np.isinf(since_last), 0.0, since_last)),
+        "day": (day, 0.0),
     }
-    cls = {
-        "code": CLS,
-        "value": np.nan,
-        "age": np.maximum(years(now - events.birth), 0.0),
-        "visit": 0,
-        "gap": np.where(np.isinf(since_last), 0.0, since_last),
-        "day": 0.0,
-    }
-    row, whole = events.row, bool(kept.all())
-    if not whole:
-        row = row[kept]
-        per_token = {name: values[kept] for name, values in per_token.items()}
-    layout = RowLayout.of(row, n)
-    filled = {name: layout.fill(per_token[name], cls[name], dtype) for name, dtype in TOKEN_ARRAYS.items()}
-    return filled, layout.offsets[1:], truncated, counts
+    layout = RowLayout.of(row[kept] if counts.left_out_tokens else row, n)
+    for name, (values, cls_value) in tokens.items():
+        layout.put(values[kept] if counts.left_out_tokens else values, cls_value, out[name])
+    return layout.offsets[1:], np.bincount(row[~kept], minlength=n) > 0, counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +112,15 @@ class RowLayout:
         return cls(np.append(0, np.cumsum(lengths)), np.arange(len(row)) + row + 1)
 
     def fill(self, tokens: np.ndarray, cls_value: Any, dtype: type) -> np.ndarray:
+        """An array of T + N."""
         filled = np.empty(self.offsets[-1], dtype=dtype)
-        filled[self.place] = tokens
-        filled[self.offsets[:-1]] = cls_value
+        self.put(tokens, cls_value, filled)
         return filled
+
+    def put(self, tokens: np.ndarray, cls_value: Any, out: np.ndarray) -> None:
+        """The same into the beginning of ``out``."""
+        out[self.place] = tokens
+        out[self.offsets[:-1]] = cls_value
 
 
 def years(microseconds: np.ndarray) -> np.ndarray:

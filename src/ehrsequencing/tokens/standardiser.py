@@ -67,6 +67,9 @@ class Standardiser:
         median = np.full(vocab_size, np.nan)
         scale = np.ones(vocab_size)
         median[self.ids], scale[self.ids] = self.median, self.scale
-        finite = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
-        z = (finite - median[ids]) / scale[ids]
-        return np.clip(z, -self.clip, self.clip).astype(np.float32)
+        scaled = np.full(len(ids), np.nan, dtype=np.float32)
+        finite = np.flatnonzero(np.isfinite(values))
+        own = ids[finite]
+        z = (values[finite].astype(np.float64) - median[own]) / scale[own]
+        scaled[finite] = np.clip(z, -self.clip, self.clip)
+        return scaled

@@ -14,11 +14,11 @@ import polars as pl
 from jaxtyping import Bool, Int64, Integer
 
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.tokens.placed import US_PER_DAY, Events, Placed
+from ehrsequencing.tokens.placed import Events, Placed
 from ehrsequencing.tokens.sequences import RowLayout, years
 from ehrsequencing.tokens.store import Counts, TokenStore
 from ehrsequencing.tokens.tokenizer import Tokenizer
-from ehrsequencing.tokens.visits import Spans
+from ehrsequencing.tokens.visits import US_PER_DAY, Spans
 from ehrsequencing.tokens.vocabulary import CLS
 
 OVERLAPPING = 3
@@ -239,7 +239,7 @@ def _store(
         value=layout.fill(events.value[at], np.nan, np.float32),
         age=layout.fill(age[at], np.nan, np.float32),
         visit=layout.fill(content.visit, 0, np.int32),
-        gap=layout.fill(plan.spans.gaps(events.time)[at] / US_PER_DAY, 0.0, np.float32),
+        gap=layout.fill(plan.spans.gaps(events.time)[at], 0.0, np.float32),
         day=layout.fill(day, 0.0, np.float32),
         offsets=layout.offsets,
         subject_id=keys["subject_id"].to_numpy().astype(np.int64)[record],
