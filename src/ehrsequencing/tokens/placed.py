@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float32, Float64, Int32, Int64, Shaped
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import BIRTH, DEATH
+from ehrsequencing.tokens.numbers import in_order, numbered, stretches
 from ehrsequencing.tokens.tokenizer import Tokenizer
 from ehrsequencing.tokens.visits import US_PER_DAY
 from ehrsequencing.tokens.vocabulary import UNK
@@ -21,24 +22,6 @@ BLOCK = 131_072
 _KEYS = ("subject_id", "prediction_time")
 _STATIC = np.iinfo(np.int64).min
 """In place of a time, while sorting: before every other."""
-
-
-def numbered(codes: pl.Series) -> tuple[Int32[np.ndarray, " T"], list[str]]:
-    """Each code as its place among the distinct names, from 1 on, and these names, sorted; 0 is no code.
-
-    >>> place, names = numbered(pl.Series(["B", None, "A", "B"]))
-    >>> place.tolist(), names
-    ([2, 0, 1, 2], ['A', 'B'])
-    """
-    found = codes.cast(pl.Categorical(pl.Categories.random())).to_physical()  # strings are looked at once
-    n = int(found.max()) + 1 if found.count() else 0  # type: ignore[call-overload]
-    number = found.fill_null(n).to_numpy()
-    somewhere = np.zeros(n + 1, dtype=np.int64)
-    somewhere[number] = np.arange(len(number))
-    names = codes.gather(somewhere[:n]).cast(pl.String)
-    place = np.zeros(n + 1, dtype=np.int32)
-    place[names.arg_sort().to_numpy()] = np.arange(1, n + 1)
-    return place[number], names.sort().to_list()
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,52 +183,6 @@ class Placed:
     def _bad_values(self) -> int:
         """How many are no finite numbers."""
         return int((~self._raw.is_finite()).sum())
-
-
-def stretches(history: pl.DataFrame, keys: Sequence[str]) -> Int64[np.ndarray, " R"]:
-    """Where rows begin that differ from the one before in any of ``keys``."""
-    if history.is_empty():
-        return np.zeros(0, dtype=np.int64)
-    moves = [pl.col(key).ne_missing(pl.col(key).shift(1)) for key in keys]
-    changed = history.select(pl.any_horizontal(moves)).to_series().to_numpy().copy()
-    changed[0] = True
-    return np.flatnonzero(changed)
-
-
-def in_order(
-    outer: Sequence[Shaped[np.ndarray, " T"]], inner: Sequence[Shaped[np.ndarray, " T"]]
-) -> Int64[np.ndarray, " T"] | None:
-    """The order by all keys; None where they are in it.
-
-    Where only inner keys are out of order, only the stretches of equal outer keys in which they are get sorted.
-
-    >>> in_order([np.array([1, 1, 2, 2])], [np.array([5, 6, 8, 7])]).tolist()
-    [0, 1, 3, 2]
-    """
-    equal, falls = _steps(outer)
-    if falls.any():
-        return np.lexsort((*reversed(inner), *reversed(outer)))
-    _, falls = _steps(inner)
-    falls &= equal
-    if not falls.any():
-        return None
-    stretch = np.append(0, np.cumsum(~equal))  # [T]
-    wrong = np.zeros(stretch[-1] + 1, dtype=bool)
-    wrong[stretch[1:][falls]] = True
-    at = np.flatnonzero(wrong[stretch])
-    order = np.arange(len(stretch))
-    order[at] = at[np.lexsort((*(key[at] for key in reversed(inner)), stretch[at]))]
-    return order
-
-
-def _steps(keys: Sequence[np.ndarray]) -> tuple[Bool[np.ndarray, " T1"], Bool[np.ndarray, " T1"]]:
-    """From each event to the next: whether all keys are equal, and whether the first that differs falls."""
-    n = max(len(keys[0]) - 1, 0)
-    equal, falls = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
-    for key in keys:
-        falls |= equal & (key[:-1] > key[1:])
-        equal &= key[:-1] == key[1:]
-    return equal, falls
 
 
 def _positions(begin: Int64[np.ndarray, " r"], length: Int64[np.ndarray, " r"]) -> slice | Int64[np.ndarray, " t"]:

@@ -241,7 +241,7 @@ def pretrain(
     order = np.random.default_rng(seed).permutation(np.unique(subject))
     validates = np.isin(subject, order[: max(1, round(config.validation_fraction * len(order)))])
     train_rows = usable[~validates]
-    training = Training.of(model, store.take(train_rows), tokenizer, config, seed)
+    training = Training.of(model, store, tokenizer, config, seed, train_rows)
     makers = {name: OBJECTIVES[name].make_head for name in sorted(config.objectives)}
     heads = nn.ModuleDict({name: make(training, tokenizer) for name, make in makers.items() if make is not None})
     objective = Mixture(training, heads, train_rows, store, usable[validates])
