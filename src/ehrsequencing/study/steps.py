@@ -87,6 +87,7 @@ def write_encoder(
     *,
     task: Path | None = None,
     epochs: int | None = None,
+    max_steps: int | None = None,
     size: str = "small",
     architecture: str | None = None,
     attention: str = "bidirectional",
@@ -100,9 +101,9 @@ def write_encoder(
 
     Killed, it goes on from ``OUT.partial/`` when the same command is given again, to the same weights.
     """
-    asked = {"epochs": epochs, "objectives": weights_of(objectives) if objectives else None}
+    asked = {"epochs": epochs, "max_steps": max_steps, "objectives": weights_of(objectives) if objectives else None}
     given = {name: value for name, value in asked.items() if value is not None}
-    pretraining = parse(PretrainConfig, given, "--objective, --epochs")
+    pretraining = parse(PretrainConfig, given, "--objective, --epochs, --max-steps")
     vectors = None if code_vectors is None else str(code_vectors)
     shape = {"size": size, "architecture": architecture, "attention": attention, "code_vectors": vectors}
     shape = {name: value for name, value in shape.items() if value is not None}
@@ -117,6 +118,7 @@ def write_encoder(
             seed=seed,
             progress=progress,
             resume=Resume(place / "loop"),
+            folder=place / "tokens",
         )
         encoder.save(out)
     record = encoder.record
@@ -165,8 +167,11 @@ def pretrain(
     seed: int = 0,
     progress: Progress = silent,
     resume: Resume | None = None,
+    folder: Path | None = None,
 ) -> Encoder:
     """An encoder pretrained on the training subjects' whole records, under a task's ``input`` and ``delay`` rules.
+
+    The tokens of a large dataset lie in ``folder`` meanwhile; without one they are kept in memory.
 
     By the calendar, training subjects are those with rows of the task in the training period (without a task, those
     whose records begin in it), and their records end with it.
@@ -178,7 +183,9 @@ def pretrain(
     if task is not None and split.calendar is not None:
         cohort = build_cohort(dataset, task, calendar=split.calendar, visit_column=tokens.visit_column)
     subjects = divisions(dataset, None, split, task=task, cohort=cohort)[0].train_subjects()
-    tokenizer, store = pretraining_records(dataset, subjects, input, tokens, model.attention, calendar=split.calendar)
+    tokenizer, store = pretraining_records(
+        dataset, subjects, input, tokens, model.attention, calendar=split.calendar, folder=folder
+    )
     config = kept_from_outcomes(config, dataset, input)
     result = run_pretraining(store, tokenizer, config, model, seed=seed, progress=progress, resume=resume)
     record = {**result.record, "split": split.model_dump(mode="json")}

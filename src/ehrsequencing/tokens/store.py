@@ -46,6 +46,15 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         return Counts(**{item.name: getattr(self, item.name) + getattr(other, item.name) for item in fields(self)})
 
+    @classmethod
+    def of(cls, store: TokenStore) -> Counts:
+        """What a store that ``tokenize`` made tells."""
+        if not store.counts:
+            return cls()
+        tokens = int(store.offsets[-1]) - len(store)
+        told = dict(store.counts)
+        return cls(tokens=tokens, fallbacks=round(told.pop("fallback_share") * tokens), **told)
+
     def to_json(self) -> dict[str, Any]:
         """For people: the share of tokens that fell back to an ancestor, and the numbers."""
         numbers = asdict(self)
