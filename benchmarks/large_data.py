@@ -1,7 +1,7 @@
 """Large MEDS datasets, and the same as one long table, made of random codes: for costs, not for what can be predicted.
 
-The simulator draws what it writes from a hazard; here codes and times are drawn at random, 100 events a patient, so that
-a hundred million events are written in minutes. Nothing in them predicts the outcome.
+The simulator draws what it writes from a hazard, 61 events a patient; here codes and times are drawn at random, 100
+events a patient. Nothing in them predicts the outcome.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def shard(number: int, patients: int, seed: int) -> pl.DataFrame:
         pl.DataFrame({"subject_id": subject, "time": time, "code": name, "numeric_value": x.astype(np.float32)})
         for subject, time, name, x in parts
     ]
-    events = pl.concat(frames).with_columns(pl.col("time").cast(pl.Datetime("us")), pl.col("numeric_value").fill_nan(None))
+    events = pl.concat(frames).with_columns(
+        pl.col("time").cast(pl.Datetime("us")), pl.col("numeric_value").fill_nan(None)
+    )
     return events.sort("subject_id", "time", "code")
 
 

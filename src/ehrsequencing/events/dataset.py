@@ -146,12 +146,14 @@ class MedsDataset:
         ids = self._as_written().select(pl.col("subject_id").drop_nulls().unique().sort()).collect(engine="streaming")
         return ids["subject_id"].to_numpy().astype(np.int64)
 
-    def parts(self, events: int = PART_EVENTS) -> list[MedsDataset]:
-        """The dataset in groups of neighbouring shards with about so many events, no subject in two of them.
+    def parts(self, events: int | None = None) -> list[MedsDataset]:
+        """The dataset in groups of neighbouring shards with about so many events (None: ``PART_EVENTS``), no subject in
+        two of them.
 
         A dataset of no more events is one part: itself. A subject whose events stand in several shards (which MEDS
         forbids and ``check`` reports) keeps these together.
         """
+        events = PART_EVENTS if events is None else events
         shards = self.shards()
         sizes = [pq.read_metadata(shard).num_rows for shard in shards]
         if sum(sizes) <= events:

@@ -207,7 +207,7 @@ def pretraining_records(
 
     stores = map(tokens, tracked(parts, "making tokens", each))
     if len(parts) == 1:
-        return tokenizer, list(stores)[0]
+        return tokenizer, next(iter(stores))
     if folder is not None:
         return tokenizer, grow(stores, folder)
     joined = TokenStore.joined(list(stores))
@@ -290,13 +290,6 @@ def prepare(
         visits=None if cohort.visits is None else _visit_data(dataset, cohort, cohort.visits, tokenizer, grid),
     )
     return Prepared(data, spec, tau, describe_casemix(history, train, tokenizer, tau, cohort.task.causes))
-
-
-def training_grid(cohort: Cohort) -> TimeGrid:
-    """The time grid of a cohort's training split, up to its own horizon."""
-    train = cohort.table.filter(pl.col("split") == TRAIN)
-    duration, event = train["duration"].to_numpy(), train["event"].to_numpy()
-    return TimeGrid.fit(duration, event, choose_tau(duration, event, cohort.task.horizon_days))
 
 
 def _visit_data(

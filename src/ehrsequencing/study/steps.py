@@ -13,7 +13,6 @@ import yaml
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.bundle import ENCODER_MARKER, MARKER, Encoder
 from ehrsequencing.cohort import Cohort, build_cohort
-from ehrsequencing.cohort.result import TABLE as COHORT_MARKER
 from ehrsequencing.config import (
     HELD_OUT,
     TRAIN,
@@ -32,7 +31,7 @@ from ehrsequencing.config import (
 from ehrsequencing.errors import EhrError, Exit, nearest
 from ehrsequencing.evaluation.compare import Interval, evaluate
 from ehrsequencing.events import MedsDataset
-from ehrsequencing.files import refuse_unwritable, workplace
+from ehrsequencing.files import workplace
 from ehrsequencing.inference import to_predictions
 from ehrsequencing.models.own_strategies import read_strategy
 from ehrsequencing.models.strategies import Strategy, find_strategy
@@ -47,7 +46,6 @@ from ehrsequencing.study.data import (
     prepare,
     pretraining_records,
     refuse_empty_splits,
-    training_grid,
 )
 from ehrsequencing.training.finetune import FeatureCache, FineTuned, finetune
 from ehrsequencing.training.loop import Progress, silent
@@ -58,27 +56,6 @@ from ehrsequencing.training.resume import Resume
 from ehrsequencing.training.told import learned
 
 Say = Callable[[str], None]
-
-
-def write_cohort(
-    meds: Path,
-    task: Path,
-    out: Path,
-    *,
-    split: SplitConfig = SplitConfig(),
-    visit_column: str | None = None,
-) -> Cohort:
-    """``ehrseq cohort``: the cohort with the time grid of its training split."""
-    refuse_unwritable(Path(out), COHORT_MARKER)
-    cohort = build_cohort(
-        MedsDataset.open(meds),
-        load_task(task),
-        split_seed=split.seed,
-        calendar=split.calendar,
-        visit_column=visit_column,
-    )
-    cohort.write(out, beside={"grid.json": training_grid(cohort).to_json()})
-    return cohort
 
 
 def write_encoder(

@@ -1,4 +1,4 @@
-"""A token store on disk that grows part by part and ends sorted by subject, so that no more than a part is in memory."""
+"""A token store on disk that grows part by part and ends sorted by subject: no more than a part is in memory."""
 
 from __future__ import annotations
 
@@ -65,6 +65,4 @@ def _append(stores: Iterable[TokenStore], folder: Path) -> TokenStore:
     tokens: dict[str, Any] = {
         name: np.memmap(path, TOKEN_ARRAYS[name], mode="r", shape=(int(offsets[-1]),)) for name, path in paths.items()
     }
-    return TokenStore(
-        **tokens, **joined, offsets=offsets, tokenizer_fingerprint=makers.pop(), counts=counts.to_json()
-    )
+    return TokenStore(**tokens, **joined, offsets=offsets, tokenizer_fingerprint=makers.pop(), counts=counts.to_json())

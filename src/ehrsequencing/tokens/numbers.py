@@ -17,7 +17,8 @@ def numbered(codes: pl.Series) -> tuple[Int32[np.ndarray, " T"], list[str]]:
     ([2, 0, 1, 2], ['A', 'B'])
     """
     found = codes.cast(pl.Categorical(pl.Categories.random())).to_physical()  # strings are looked at once
-    n = int(found.max()) + 1 if found.count() else 0  # type: ignore[call-overload]
+    known = found.drop_nulls().to_numpy()
+    n = int(known.max()) + 1 if len(known) else 0
     number = found.fill_null(n).to_numpy()
     somewhere = np.zeros(n + 1, dtype=np.int64)
     somewhere[number] = np.arange(len(number))

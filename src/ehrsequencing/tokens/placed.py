@@ -101,7 +101,7 @@ class Placed:
         return int(self.length.sum())
 
     def blocks(self, events: int = BLOCK) -> Iterator[tuple[int, Events]]:
-        """Rows a block at a time, about so many events each: its first row, and its events, rows numbered from there."""
+        """Blocks of rows with about so many events each: the first row, and the events, rows numbered from there."""
         n = self.keys.height
         each = np.bincount(self.row, weights=self.length, minlength=n).astype(np.int64)
         before, first = np.append(0, np.cumsum(each)), 0
@@ -122,7 +122,10 @@ class Placed:
         birth = _earliest(row[born], time[born], n)  # [n]
         token = ~(born | (number == self._coding.death))
         row, time, number, value = row[token], time[token], number[token], value[token]  # [T]
-        bad = self._bad_values and int(np.isinf(value).sum()) - _taken(self._raw, at).filter(pl.Series(token)).null_count()
+        bad = (
+            self._bad_values
+            and int(np.isinf(value).sum()) - _taken(self._raw, at).filter(pl.Series(token)).null_count()
+        )
         visits = self._visits(row, time, at, token)
         order = in_order([row, time] if visits is None else [row, *visits, time], [number, value])
         if order is not None:
@@ -199,9 +202,7 @@ def _taken(values: pl.Series, at: slice | Int64[np.ndarray, " t"]) -> pl.Series:
     return values[at] if isinstance(at, slice) else values.gather(at)
 
 
-def _earliest(
-    row: Int64[np.ndarray, " b"], time: Int64[np.ndarray, " b"], n: int
-) -> Float64[np.ndarray, " n"]:
+def _earliest(row: Int64[np.ndarray, " b"], time: Int64[np.ndarray, " b"], n: int) -> Float64[np.ndarray, " n"]:
     """Each row's first dated birth, in microseconds since the epoch; NaN where there is none."""
     found, dated = np.full(n, np.inf), time != _STATIC
     np.minimum.at(found, row[dated], time[dated])

@@ -39,7 +39,7 @@ def tokenize(history: pl.DataFrame, rows: pl.DataFrame, tokenizer: Tokenizer) ->
     """
     placed = Placed.of(history, rows, tokenizer)
     n, most = placed.keys.height, placed.keys.height + placed.n_events
-    arrays = {name: np.empty(most, dtype) for name, dtype in TOKEN_ARRAYS.items()}  # memory is used where it is filled
+    arrays: dict[str, Any] = {name: np.empty(most, dtype) for name, dtype in TOKEN_ARRAYS.items()}  # used as filled
     offsets, truncated, counts = np.zeros(n + 1, dtype=np.int64), np.zeros(n, dtype=bool), Counts()
     prediction_time = placed.keys["prediction_time"].to_numpy().astype("datetime64[us]")
     for first, events in placed.blocks():

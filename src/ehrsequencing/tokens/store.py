@@ -126,9 +126,7 @@ class TokenStore:
         arrays |= {name: np.asarray(getattr(self, name)[chosen]) for name in ROW_ARRAYS}
         return replace(self, **arrays, offsets=offsets, counts={})
 
-    def _places(
-        self, rows: Integer[np.ndarray, " M"]
-    ) -> tuple[Int64[np.ndarray, " t"], Int64[np.ndarray, " M1"]]:
+    def _places(self, rows: Integer[np.ndarray, " M"]) -> tuple[Int64[np.ndarray, " t"], Int64[np.ndarray, " M1"]]:
         """Where the tokens of the rows stand, and the offsets of the rows among them."""
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -145,9 +143,9 @@ class TokenStore:
         last = np.append(np.diff(self.subject_id[rows]) != 0, True)[: len(rows)]  # of its subject
         begin = 0
         while begin < len(rows):
-            done = ends[begin - 1] if begin else 0
-            end = begin + np.searchsorted(ends[begin:], done + tokens)
-            end = min(end + int(np.argmax(last[end:])), len(rows) - 1) + 1 if end < len(rows) else len(rows)
+            done = int(ends[begin - 1]) if begin else 0
+            full = begin + int(np.searchsorted(ends[begin:], done + tokens))
+            end = full + int(np.argmax(last[full:])) + 1 if full < len(rows) else len(rows)
             yield rows[begin:end]
             begin = end
 
@@ -181,7 +179,9 @@ class TokenStore:
         for name in TOKEN_ARRAYS:
             for begin in range(0, len(order), ROWS_AT_ONCE):
                 values = getattr(self, name)[self._places(order[begin : begin + ROWS_AT_ONCE])[0]]
-                canonical = np.where(np.isnan(values), np.float32(np.nan), values) if values.dtype.kind == "f" else values
+                canonical = (
+                    np.where(np.isnan(values), np.float32(np.nan), values) if values.dtype.kind == "f" else values
+                )
                 digest.update(np.ascontiguousarray(canonical).tobytes())
         offsets = np.concatenate([[0], np.cumsum(self.lengths[order])]).astype(np.int64)
         for column in (offsets, self.subject_id[order], self.prediction_time[order]):

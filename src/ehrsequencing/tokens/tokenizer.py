@@ -157,9 +157,7 @@ class Fitting:
         own = np.array([0, *(self._numbers.setdefault(name, len(self._numbers)) for name in names)], dtype=np.int32)
         value = history["numeric_value"].cast(pl.Float32)
         valued = value.is_finite().fill_null(False) & pl.Series(known)
-        self._values.append(
-            pl.DataFrame({"number": own[number[valued.to_numpy()]], "value": value.filter(valued)})
-        )
+        self._values.append(pl.DataFrame({"number": own[number[valued.to_numpy()]], "value": value.filter(valued)}))
 
     def tokenizer(self) -> Tokenizer:
         """Fitted on all that was added."""

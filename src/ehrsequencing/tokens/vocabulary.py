@@ -103,7 +103,8 @@ class SubjectCounts:
         self.counts.update(dict(zip(names, np.bincount(code, minlength=len(names)).tolist(), strict=True)))
         rare = np.array([self.counts[name] < self.min_subjects for name in names], dtype=bool)
         number = {name: place for place, name in enumerate(names)}
-        up = [(low, number[above]) for low in np.flatnonzero(rare) for above in ancestors(names[low]) if above in number]
+        low_counts = np.flatnonzero(rare).tolist()
+        up = [(low, number[above]) for low in low_counts for above in ancestors(names[low]) if above in number]
         if up:
             self._above = pl.concat([self._above, _named(*_with_ancestors(subject, code, np.array(up)), names)])
         still = self._rare["code"].is_in([name for name, n in self.counts.items() if n < self.min_subjects])

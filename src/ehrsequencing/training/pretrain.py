@@ -252,7 +252,9 @@ def pretrain(
     history = train(learner, objective, schedule, title="pretraining", progress=progress, audit=audit, resume=resume)
     learner.eval()
     notes = {"notes": audit.notes} if audit.notes else {}
-    return Pretrained(model, _record(history, schedule.steps(len(train_rows)), objective, store, tokenizer) | vectors | notes, heads)
+    return Pretrained(
+        model, _record(history, schedule.steps(len(train_rows)), objective, store, tokenizer) | vectors | notes, heads
+    )
 
 
 def _given_vectors(

@@ -286,7 +286,9 @@ def _misses(truth: Summary, codes: Float[Tensor, "B 4 N"], values: Float[Tensor,
 
 
 def _summary_head(training: Training, tokenizer: Tokenizer) -> SummaryHead:
-    codes, _ = frequent_codes(training.store, training.config.summary_codes, training.predicted, training.rows, dated_only=False)
+    codes, _ = frequent_codes(
+        training.store, training.config.summary_codes, training.predicted, training.rows, dated_only=False
+    )
     if len(codes) == 0:
         raise EhrError("no code to sum up", "record-summary", "leave this objective out")
     valued = [code for code in tokenizer.value_codes if training.predicted[code]]
