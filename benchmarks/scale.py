@@ -143,9 +143,9 @@ def page(kept: Kept, seed: int) -> str:
         [
             table(["CPU time, peak memory", *(f"{size:,} patients" for size in sizes)], lines),
             f"Random records of 100 events a patient (`benchmarks/large_data.py`, seed {seed}), in shards of 2,000 "
-            "patients; `convert` reads them from one CSV file, `tokens` fits the tokenizer and writes the tokens of all "
-            f"patients, `pretrain` does so for the training patients, then {STEPS} steps, `predict` reads "
-            "with the encoder. `simulate` writes its own patients, 61 events each. A verb is one process with one thread, "
+            "patients; `convert` reads them from one CSV file, `tokens` fits the tokenizer and writes the tokens of "
+            f"all patients, `pretrain` does so for the training patients and takes {STEPS} steps, `predict` reads with "
+            "the encoder. `simulate` writes its own patients, 61 events each. A verb is one process with one thread, "
             "start-up included; memory is the process's peak, files mapped into it included.",
             sentence(kept.data["environment"]),
         ]
