@@ -35,13 +35,9 @@ TASK = {
     "horizon_days": 1_000.0,
 }
 MAPPING = {
-    "dataset": "random",
-    "subject": "subject_id",
-    "tables": [
-        {
-            "file": "events.csv",
-            "rows": [{"time": "time", "code": ["{code}"], "value": "numeric_value"}],
-        }
+    "name": "random",
+    "files": [
+        {"file": "events.csv", "subject": "subject_id", "time": "time", "code": "code", "value": "numeric_value"}
     ],
 }
 

@@ -36,12 +36,16 @@ def distinct(values: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " m"]:
 
 def stretches(history: pl.DataFrame, keys: Sequence[str]) -> Int64[np.ndarray, " R"]:
     """Where rows begin that differ from the one before in any of ``keys``."""
-    if history.is_empty():
-        return np.zeros(0, dtype=np.int64)
-    moves = [pl.col(key).ne_missing(pl.col(key).shift(1)) for key in keys]
-    changed = history.select(pl.any_horizontal(moves)).to_series().to_numpy().copy()
-    changed[0] = True
-    return np.flatnonzero(changed)
+    moves = np.zeros(history.height, dtype=bool)
+    moves[:1] = True
+    for key in keys:
+        values, empty = history[key].to_physical(), history[key].is_null()
+        if empty.any():
+            moves[1:] |= np.diff(empty.to_numpy())
+            values = values.fill_null(values.max())
+        number = values.to_numpy()
+        moves[1:] |= number[1:] != number[:-1]
+    return np.flatnonzero(moves)
 
 
 def in_order(

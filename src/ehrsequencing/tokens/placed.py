@@ -85,12 +85,15 @@ class Placed:
         keys = rows.select(pl.col("subject_id").cast(pl.Int64), _microseconds("prediction_time")).with_row_index("row")
         if keys.select(_KEYS).is_duplicated().any():
             raise EhrError("a subject and prediction_time occurs twice", "rows", "give every row once", code=Exit.DATA)
-        history = history.with_columns(_microseconds("prediction_time"), _microseconds("time"))
+        if not history.schema["time"] == history.schema["prediction_time"] == pl.Datetime("us"):
+            history = history.with_columns(_microseconds("prediction_time"), _microseconds("time"))
         begin = stretches(history, _KEYS)
         length = np.diff(np.append(begin, history.height))
-        found = history.select(_KEYS)[begin].join(keys, on=_KEYS, how="left", maintain_order="left")["row"]
+        first = history.select(pl.col(_KEYS).gather(begin))
+        found = first.join(keys, on=_KEYS, how="left", maintain_order="left")["row"]
         own = found.is_not_null().to_numpy()
-        _refuse_future(history, np.repeat(own, length))
+        if (history["time"] > history["prediction_time"]).any():
+            _refuse_future(history, np.repeat(own, length))
         row = found.drop_nulls().to_numpy().astype(np.int64)
         order = np.argsort(row, kind="stable")
         return cls(tokenizer, keys, history, row[order], begin[own][order], length[own][order])
@@ -121,7 +124,8 @@ class Placed:
         born = number == self._coding.birth
         birth = _earliest(row[born], time[born], n)  # [n]
         token = ~(born | (number == self._coding.death))
-        row, time, number, value = row[token], time[token], number[token], value[token]  # [T]
+        stays = np.flatnonzero(token)
+        row, time, number, value = row[stays], time[stays], number[stays], value[stays]  # [T]
         bad = (
             self._bad_values
             and int(np.isinf(value).sum()) - _taken(self._raw, at).filter(pl.Series(token)).null_count()
@@ -132,11 +136,12 @@ class Placed:
             row, time, number, value = row[order], time[order], number[order], value[order]
         key = time // US_PER_DAY if visits is None else visits[1] if order is None else visits[1][order]
         signed, static = self._coding.id[number], time == _STATIC
-        code, fell = np.where(signed < 0, ~signed, signed), signed < 0
+        code, fell = signed ^ (signed >> 31), signed < 0
         value[fell] = np.nan
+        time[static] = 0
         return Events(
             row=row,
-            time=np.where(static, 0, time),
+            time=time,
             static=static,
             key=key,
             code=code,
@@ -230,7 +235,7 @@ def _refuse_bad_columns(history: pl.DataFrame, rows: pl.DataFrame, visit_column:
 def _refuse_future(history: pl.DataFrame, own: Bool[np.ndarray, " T"]) -> None:
     """Raise EhrError (exit 15) where an event of the rows lies after its prediction_time."""
     late = (history["time"] > history["prediction_time"]).fill_null(False)
-    count = int((late & pl.Series(own)).sum()) if late.any() else 0
+    count = int((late & pl.Series(own)).sum())
     if count:
         raise EhrError(
             f"{count} events lie after their prediction_time", "history", "cut it with cohort.cut", code=Exit.LEAKAGE

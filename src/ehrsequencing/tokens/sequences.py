@@ -88,7 +88,7 @@ def _sequences(
     tokens = {
         "code": (events.code, CLS),
         "value": (events.value, np.nan),
-        "age": (np.maximum(age, 0.0), np.maximum(years(now - events.birth), 0.0)),
+        "age": (np.maximum(age, 0.0, out=age), np.maximum(years(now - events.birth), 0.0)),
         "visit": (spans.numbers(kept), 0),
         "gap": (spans.gaps(events.time), np.where(np.isinf(since_last), 0.0, since_last)),
         "day": (day, 0.0),

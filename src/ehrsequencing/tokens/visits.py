@@ -80,9 +80,9 @@ class Spans:
 
     def numbers(self, kept: Bool[np.ndarray, " T"]) -> Int64[np.ndarray, " T"]:
         """1, 2, … over each row's kept visits in order; 0 for static tokens."""
-        counted = np.logical_or.reduceat(kept & ~self.static, self.begin) if len(self.begin) else kept  # [V]
-        so_far = np.append(0, np.cumsum(counted))  # [V + 1]
-        first_group = np.searchsorted(self.begin, self.row_begin[self._row_of_group])  # [V]
+        last = np.append(self.begin[1:], len(self.row))[: len(self.begin)] - 1  # kept, if any of its visit is
+        so_far = np.append(0, np.cumsum(kept[last] & ~self.static[last]))  # [V + 1]
+        first_group = self.group[self.row_begin[self._row_of_group]]  # [V]
         return (so_far[1:] - so_far[first_group])[self.group]
 
     def smallest(self, values: np.ndarray, default: float) -> np.ndarray:
