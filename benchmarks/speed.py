@@ -38,22 +38,8 @@ def prepared(patients: int) -> tuple[Any, Any, Any]:
     return history, rows, Tokenizer.fit(history, TokensConfig())
 
 
-def tokens_child() -> None:
-    """In a process of its own: seconds of ``tokenize`` and peak memory above what was there."""
-    from ehrsequencing.tokens import tokenize
-
-    history, rows, tokenizer = prepared(PATIENTS)
-    tokenize(history, rows, tokenizer)
-    before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    cpu, wall = time.process_time(), time.perf_counter()
-    tokenize(history, rows, tokenizer)
-    seconds = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-    print(json.dumps(seconds | {"events": history.height, "extra_gb": _memory("VmHWM") - before}))
-
-
-def pandas_child() -> None:
-    """In a process of its own: CPU seconds of the pandas loop on a sample; its tokens are those of ``tokenize``."""
+def race(loop: bool) -> None:
+    """In a process of its own: ``tokenize`` and, on a sample, the pandas loop, in turn; peak memory of the first."""
     from pandas_tokens import pandas_tokens
 
     from ehrsequencing.tokens import tokenize
@@ -63,14 +49,26 @@ def pandas_child() -> None:
     own = history.filter(history["subject_id"].is_in(sample["subject_id"].implode()))
     columns = {name: own[name].to_numpy() for name in ("subject_id", "prediction_time", "time", "numeric_value")}
     frame = _frame(columns | {"code": own["code"].to_list()})
-    started = time.process_time()
-    found = pandas_tokens(frame, tokenizer)
-    seconds = time.process_time() - started
-    store = tokenize(own, sample, tokenizer)
-    np.testing.assert_array_equal(found["offsets"], store.offsets[1:])
-    for name in ("code", "value", "age", "visit", "gap", "day"):
-        np.testing.assert_allclose(found[name], getattr(store, name), rtol=1e-5, atol=1e-5)
-    print(json.dumps({"cpu": seconds, "events": own.height}))
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    tokenize(history, rows, tokenizer)
+    extra = _memory("VmHWM") - before
+    ours, theirs = [], []
+    for _ in range(REPEATS):
+        cpu, wall = time.process_time(), time.perf_counter()
+        tokenize(history, rows, tokenizer)
+        ours.append({"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall})
+        if loop:
+            cpu = time.process_time()
+            found = pandas_tokens(frame, tokenizer)
+            theirs.append({"cpu": time.process_time() - cpu, "events": own.height})
+    if loop:
+        store = tokenize(own, sample, tokenizer)
+        np.testing.assert_array_equal(found["offsets"], store.offsets[1:])
+        for name in ("code", "value", "age", "visit", "gap", "day"):
+            np.testing.assert_allclose(found[name], getattr(store, name), rtol=1e-5, atol=1e-5)
+    every = [run | {"events": history.height, "extra_gb": extra} for run in ours]
+    print(json.dumps({"tokens": every, "pandas": theirs}))
 
 
 def _frame(columns: dict[str, Any]) -> Any:
@@ -121,11 +119,8 @@ def measure(work: Path) -> dict[str, Any]:
         for name, code in jobs.items():
             if name != "simulate" or turn < 3:
                 found.setdefault(name, []).append(child(code)[1])
-    for turn in range(REPEATS):
-        for name, threads in (("tokens", 1), ("tokens_two_threads", 2), *([("pandas", 1)] if turn < 3 else [])):
-            job = "pandas_child" if name == "pandas" else "tokens_child"
-            found.setdefault(name, []).append(json.loads(child(f"import speed; speed.{job}()", threads)[0]))
-        print(turn, {name: runs[-1] for name, runs in found.items()}, flush=True)
+    found |= json.loads(child("import speed; speed.race(True)")[0])
+    found["tokens_two_threads"] = json.loads(child("import speed; speed.race(False)", threads=2)[0])["tokens"]
     return {name: median(runs) for name, runs in found.items()}
 
 
@@ -155,7 +150,7 @@ def page(found: dict[str, Any]) -> str:
             for name, said in (("help", "`ehrseq --help`"), ("import", "`import ehrsequencing`"))
         ),
     ]
-    about = f"Medians of {REPEATS} (start-up: {STARTS}; simulation and the loop: 3), processes in turn."
+    about = f"Medians of {REPEATS} (start-up: {STARTS}, simulation: 3), in turn."
     return "\n\n".join([table(["job", "time", "pace, memory"], lines), about, sentence(found["environment"])])
 
 
