@@ -1,7 +1,7 @@
 """Large MEDS datasets, and the same as one long table, made of random codes: for costs, not for what can be predicted.
 
 The simulator draws what it writes from a hazard, 61 events a patient; here codes and times are drawn at random, 100
-events a patient. Nothing in them predicts the outcome.
+events a patient, of 100,000 patients at most; larger datasets repeat them. Nothing in them predicts the outcome.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ VISITS, EVENTS_A_VISIT = (2, 36), 5.2
 CODES = 1_000
 VALUED = 5
 """Every so many-th code carries a value."""
+DISTINCT = 50
+"""Shards that are drawn; those after them repeat their patients under other ids."""
 OUTCOME = "OUTCOME//A"
 OUTCOME_SHARE = 0.2
 BEGIN, END = dt.date(2010, 1, 1), dt.date(2020, 1, 1)
@@ -89,8 +91,15 @@ def shards(patients: int, seed: int = 0) -> Iterator[pl.DataFrame]:
 
 
 def write_meds(out: Path, patients: int, seed: int = 0) -> Path:
-    """A MEDS dataset of random records, ``task.yaml`` in it."""
-    write_dataset(out, shards(patients, seed), name="random")
+    """A MEDS dataset of random records, ``task.yaml`` in it; beyond ``DISTINCT`` shards the same patients again."""
+    distinct = min(patients, DISTINCT * SUBJECTS_PER_SHARD)
+    write_dataset(out, shards(distinct, seed), name="random")
+    for first in range(distinct, patients, SUBJECTS_PER_SHARD):
+        number = first // SUBJECTS_PER_SHARD
+        events = pl.read_parquet(out / "data" / f"{number % DISTINCT}.parquet", glob=False)
+        moved = pl.col("subject_id") + (number - number % DISTINCT) * SUBJECTS_PER_SHARD
+        again = events.with_columns(moved).filter(pl.col("subject_id") <= patients)
+        again.write_parquet(out / "data" / f"{number}.parquet", compression="zstd")
     (out / "task.yaml").write_text(yaml.safe_dump(TASK, sort_keys=False), encoding="utf-8")
     return out
 

@@ -109,10 +109,10 @@ def measure(size: int, kept: Kept, work: Path, seed: int) -> None:
     meds, out = dataset(work, size, seed), work / f"out-{size}"
     out.mkdir(exist_ok=True)
     task = meds / "task.yaml"
-    kept.measured(size, "check", verb("check", meds))
     kept.measured(size, "cohort", verb("cohort", meds, task, out / "cohort"))
     kept.measured(size, "tokens", lambda: tokens(meds, out / "tokens"))
     kept.measured(size, "pretrain", verb("pretrain", meds, out / "encoder", "--max-steps", str(STEPS)))
+    kept.measured(size, "check", verb("check", meds))
     model = bundle(work, seed)
     kept.measured(size, "predict", verb("predict", model, meds, out / "p.parquet", "--row", "frozen"))
     kept.measured(size, "simulate", verb("simulate", out / "simulated", "--patients", str(size)))

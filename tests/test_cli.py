@@ -80,7 +80,10 @@ HEAVY = (
         ("import ehrsequencing as ehr; dir(ehr)", ()),
         ("from ehrsequencing.cli.verbs import app; import typer.main; typer.main.get_command(app)", ()),
         ("import sys; sys.argv = ['ehrseq', '--help']\nfrom ehrsequencing.cli import main\nmain()", ()),
-        ("import sys; sys.argv = ['ehrseq', 'pretrain', '--help']\nfrom ehrsequencing.cli import main\nmain()", ("pydantic",)),  # typer's own doing
+        (
+            "import sys; sys.argv = ['ehrseq', 'pretrain', '--help']\nfrom ehrsequencing.cli import main\nmain()",
+            ("pydantic",),
+        ),  # typer's own doing
         (
             "import ehrsequencing.study.cohorts",  # a cohort is made without anything that trains or draws
             ("numpy", "polars", "pyarrow", "scipy", "pydantic", "yaml", "meds"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ehrsequencing import predictions
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.cohort import prediction_rows, whole_records
 from ehrsequencing.config import InputConfig, ModelConfig, PretrainConfig, SimulateConfig, TokensConfig
@@ -15,10 +18,12 @@ from ehrsequencing.errors import EhrError
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.events import dataset as events_dataset
 from ehrsequencing.inference import row_logits
+from ehrsequencing.predictions import Predictions
 from ehrsequencing.study import data as study_data
 from ehrsequencing.study.data import pretraining_records
 from ehrsequencing.study.steps import pretrain, write_bundle, write_encoder
 from ehrsequencing.synthetic import simulate
+from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.tokens import Fitting, Tokenizer, grow, tokenize
 from ehrsequencing.tokens.numbers import in_order, numbered
 from ehrsequencing.tokens.store import TOKEN_ARRAYS
@@ -211,6 +216,27 @@ def test_a_killed_run_of_so_many_steps_goes_on(dataset: MedsDataset, tmp_path) -
     again = pretrain(dataset, config, resume=resume)
     for (name, one), other in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         assert one.equal(other), name
+
+
+@pytest.mark.parametrize("causes", [("outcome",), ("outcome", "death")])
+def test_many_predictions_are_made_and_written_in_groups_of_rows(causes, tmp_path, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    grid = TimeGrid.fit(rng.exponential(300.0, 400), np.ones(400, dtype=np.int64), 500.0)
+    logits = rng.normal(-3.0, 1.0, (23, grid.n_bins, 2) if len(causes) > 1 else (23, grid.n_bins))
+    day = np.repeat(np.datetime64("2020-01-01", "us"), 23)
+
+    def made(name: str) -> Predictions:
+        found = Predictions.from_logits(logits, grid, np.arange(23), day, causes, model="x", cohort_fingerprint="y")
+        found.write(tmp_path / name)
+        return Predictions.read(tmp_path / name)
+
+    whole = made("whole.parquet")
+    monkeypatch.setattr(predictions, "ROWS_AT_ONCE", 5)
+    parts = made("parts.parquet")
+    assert pl.read_parquet(tmp_path / "parts.parquet").equals(pl.read_parquet(tmp_path / "whole.parquet"))
+    assert (parts.model, parts.cohort_fingerprint) == (whole.model, whole.cohort_fingerprint) == ("x", "y")
+    with pytest.raises(EhrError, match="23 curves increase"):
+        replace(parts, survival=parts.survival[:, ::-1], cif={})
 
 
 @pytest.mark.slow
