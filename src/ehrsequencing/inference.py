@@ -17,7 +17,7 @@ from ehrsequencing.cohort import cut, prediction_rows
 from ehrsequencing.config import OUTCOME, TaskConfig
 from ehrsequencing.ensemble import ensemble
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.events import MedsDataset
+from ehrsequencing.events import MedsDataset, among
 from ehrsequencing.features import build_features
 from ehrsequencing.models.forward import hazard_logits, visit_logits
 from ehrsequencing.predictions import Predictions
@@ -75,7 +75,7 @@ def _by_part(dataset: MedsDataset, rows: pl.DataFrame) -> Iterator[tuple[MedsDat
     subject = rows["subject_id"].to_numpy()
     of = np.zeros(len(subject), dtype=np.int64)
     for number, part in enumerate(parts):
-        of[np.isin(subject, part.subject_ids())] = number
+        of[among(subject, part.subject_ids())] = number
     wanted = [(parts[number], np.flatnonzero(of == number)) for number in range(len(parts))]
     wanted = [(part, at) for part, at in wanted if len(at)]
     yield from tracked(wanted, "predicting", [float(len(at)) for _, at in wanted])

@@ -36,7 +36,7 @@ from ehrsequencing.config import (
     load_task,
 )
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.events import MedsDataset, assign_folds, rank_hash
+from ehrsequencing.events import MedsDataset, among, assign_folds, rank_hash
 from ehrsequencing.features import FeatureSpec, build_features
 from ehrsequencing.horizon import choose_tau
 from ehrsequencing.inference import read_visits
@@ -186,11 +186,11 @@ def pretraining_records(
     are then memory-mapped from ``folder``; without one they are kept in memory.
     """
     before = None if calendar is None else midnight(calendar.tuning, "split.calendar.tuning")
-    parts = dataset.parts()
+    parts, wanted = dataset.parts(), np.sort(subjects)
 
     @lru_cache(maxsize=1)  # a dataset of one part is read once
     def read(part: MedsDataset) -> pl.DataFrame:
-        own = subjects if len(parts) == 1 else np.intersect1d(part.subject_ids(), subjects)
+        own = subjects if len(parts) == 1 else (found := part.subject_ids())[among(found, wanted)]
         records = whole_records(part.scan(), own, task, visit_column=config.visit_column, before=before)
         return records.collect(engine="streaming")
 
