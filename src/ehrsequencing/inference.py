@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from ehrsequencing.batches import VisitPlaces
 from ehrsequencing.bundle import Bundle
@@ -17,10 +17,11 @@ from ehrsequencing.cohort import cut, prediction_rows
 from ehrsequencing.config import OUTCOME, TaskConfig
 from ehrsequencing.ensemble import ensemble
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.events import MedsDataset
+from ehrsequencing.events import MedsDataset, among
 from ehrsequencing.features import build_features
 from ehrsequencing.models.forward import hazard_logits, visit_logits
 from ehrsequencing.predictions import Predictions
+from ehrsequencing.progress import tracked
 from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.tokens import Tokenizer, tokenize, tokenize_windows
 
@@ -54,20 +55,49 @@ def row_logits(
     Args:
         task: whose rules say what may be read; None is the bundle's own.
     """
-    name, chosen = bundle.row(row)
-    asked, visit_column = task or bundle.task, bundle.tokenizer.config.visit_column
+    name, _ = bundle.row(row)
+    found: list[Float64[np.ndarray, "m K *R"]] = []
+    order: list[Int64[np.ndarray, " m"]] = []
+    for part, at in _by_part(dataset, rows):
+        found.append(_part_logits(bundle, part, rows[at], row, task or bundle.task))
+        order.append(at)
+    if len(found) == 1:
+        return name, found[0]
+    return name, np.concatenate(found)[np.argsort(np.concatenate(order))]
+
+
+def _by_part(dataset: MedsDataset, rows: pl.DataFrame) -> Iterator[tuple[MedsDataset, Int64[np.ndarray, " m"]]]:
+    """The dataset's parts, each with the positions of its subjects' rows; rows of nobody go with the first."""
+    parts = dataset.parts()
+    if len(parts) == 1:
+        yield dataset, np.arange(rows.height)
+        return
+    subject = rows["subject_id"].to_numpy()
+    of = np.zeros(len(subject), dtype=np.int64)
+    for number, part in enumerate(parts):
+        of[among(subject, part.subject_ids())] = number
+    wanted = [(parts[number], np.flatnonzero(of == number)) for number in range(len(parts))]
+    wanted = [(part, at) for part, at in wanted if len(at)]
+    yield from tracked(wanted, "predicting", [float(len(at)) for _, at in wanted])
+
+
+def _part_logits(
+    bundle: Bundle, dataset: MedsDataset, rows: pl.DataFrame, row: str | None, task: TaskConfig
+) -> Float64[np.ndarray, "n K *R"]:
+    _, chosen = bundle.row(row)
+    visit_column = bundle.tokenizer.config.visit_column
     deep = wide = None
     at_visits = bundle.model.config.predict_at == "every_visit"
     if chosen.alpha > 0 and at_visits:
-        deep = visit_logits(bundle.model, read_visits(dataset, rows, asked, bundle.tokenizer))  # [n, K]
+        deep = visit_logits(bundle.model, read_visits(dataset, rows, task, bundle.tokenizer))  # [n, K]
     if chosen.alpha < 1 or not at_visits:  # a history for every row: many times the records where rows are visits
-        history = cut(dataset.scan(), rows, asked, visit_column=visit_column).collect(engine="streaming")
+        history = cut(dataset.scan(), rows, task, visit_column=visit_column).collect(engine="streaming")
     if chosen.alpha > 0 and not at_visits:
         tokens = tokenize(history, rows, bundle.tokenizer)
         deep = hazard_logits(bundle.model, tokens, np.arange(len(tokens)))  # [n, K, *R]
     if chosen.alpha < 1:
         wide = bundle.wide.logits(build_features(history, rows, bundle.features).values)  # [n, K, *R]
-    return name, chosen.logits(deep, wide)
+    return chosen.logits(deep, wide)
 
 
 def read_visits(dataset: MedsDataset, rows: pl.DataFrame, task: TaskConfig, tokenizer: Tokenizer) -> VisitPlaces:

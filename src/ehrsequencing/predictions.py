@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64, Integer
 
 from ehrsequencing.cohort.labels import within_horizon
@@ -25,6 +27,8 @@ CIF = "cif_"
 """Columns of cumulative incidence: this and the cause's name."""
 COLUMNS = ("subject_id", "prediction_time", "risk", "horizon_days", "survival")
 MAX_ID = 2**63 - 1
+ROWS_AT_ONCE = 50_000
+"""Rows of which curves are made, checked and written together."""
 _FINGERPRINT, _MODEL = "ehrsequencing.cohort_fingerprint", "ehrsequencing.model"
 _FIX = "write the file as docs describe: one row a subject and prediction_time, curves at the same rising horizons"
 
@@ -132,13 +136,13 @@ class Predictions:
             about: ``cohort_fingerprint`` and ``model``.
         """
         times = grid.curve_times()
-        cif = grid.cif(logits, times) if len(causes) > 1 else None  # [n, m, R]
+        cif = _by_rows(lambda own: grid.cif(own, times), logits) if len(causes) > 1 else None  # [n, m, R]
         return cls(
             subject_id=subject_id,
             prediction_time=prediction_time,
-            risk=grid.risk(logits),
+            risk=_by_rows(grid.risk, logits),
             horizon_days=times,
-            survival=grid.survival(logits, times),
+            survival=_by_rows(lambda own: grid.survival(own, times), logits),
             cif={} if cif is None else {name: cif[:, :, r] for r, name in enumerate(causes)},
             **about,
         )
@@ -190,7 +194,18 @@ class Predictions:
         """Write parquet with the cohort's fingerprint and the model's name in its metadata; whole, or not at all."""
         with staged_file(path) as draft:
             metadata = {_FINGERPRINT: self.cohort_fingerprint, _MODEL: self.model}
-            self.to_frame().write_parquet(draft, metadata=metadata)
+            if len(self) <= ROWS_AT_ONCE:
+                self.to_frame().write_parquet(draft, metadata=metadata)
+            else:
+                self._write_in_groups(draft, metadata)
+
+    def _write_in_groups(self, path: Path, metadata: dict[str, str]) -> None:
+        """The same table, a row group at a time: lists of all rows at once take several times the curves' memory."""
+        parts = (self.take(np.arange(len(self))[rows]).to_frame().to_arrow() for rows in _row_blocks(len(self)))
+        first = next(parts)
+        with pq.ParquetWriter(path, first.schema.with_metadata(metadata), compression="zstd") as file:
+            for part in itertools.chain([first], parts):
+                file.write_table(part)
 
     @classmethod
     def read(cls, path: Path | str) -> Predictions:
@@ -217,6 +232,23 @@ class Predictions:
             )
         except EhrError as error:
             raise EhrError(error.what, str(path), error.fix, code=Exit.BUNDLE) from None
+
+
+def _row_blocks(n: int) -> Iterator[slice]:
+    """Rows that are worked on together."""
+    return (slice(begin, min(begin + ROWS_AT_ONCE, n)) for begin in range(0, max(n, 1), ROWS_AT_ONCE))
+
+
+def _by_rows(function: Callable[[np.ndarray], np.ndarray], values: Float64[np.ndarray, n * k]) -> np.ndarray:
+    """``function`` of all rows, with what it needs on the way for some of them at once only."""
+    if len(values) <= ROWS_AT_ONCE:
+        return function(values)
+    found = np.empty(0)
+    for rows in _row_blocks(len(values)):
+        part = function(values[rows])
+        found = np.empty((len(values), *part.shape[1:])) if rows.start == 0 else found
+        found[rows] = part
+    return found
 
 
 def _as_lists(values: Float64[np.ndarray, "n m"]) -> pl.Series:
@@ -314,15 +346,18 @@ def _validate(found: Predictions, where: str) -> None:
 
 
 def _validate_curve(column: str, values: np.ndarray, direction: int, where: str) -> None:
-    if not np.isfinite(values).all():
-        raise _problem(column, f"{int((~np.isfinite(values)).sum())} values are NaN or infinite", where)
-    outside = (values < -TOLERANCE) | (values > 1 + TOLERANCE)
-    if outside.any():
-        raise _problem(column, f"{int(outside.sum())} values outside [0, 1]", where)
-    wrong = (direction * np.diff(values, axis=1) < -TOLERANCE).any(axis=1)
-    if wrong.any():
+    blocks = [values[rows] for rows in _row_blocks(len(values))]
+    bad, outside, wrong = sum(int((~np.isfinite(own)).sum()) for own in blocks), 0, 0
+    for own in [] if bad else blocks:
+        outside += int(((own < -TOLERANCE) | (own > 1 + TOLERANCE)).sum())
+        wrong += int((direction * np.diff(own, axis=1) < -TOLERANCE).any(axis=1).sum())
+    if bad:
+        raise _problem(column, f"{bad} values are NaN or infinite", where)
+    if outside:
+        raise _problem(column, f"{outside} values outside [0, 1]", where)
+    if wrong:
         moves = "increase" if direction < 0 else "decrease"
-        raise _problem(column, f"{int(wrong.sum())} curves {moves} with the horizon", where)
+        raise _problem(column, f"{wrong} curves {moves} with the horizon", where)
 
 
 def _validate_cif(found: Predictions, where: str) -> None:

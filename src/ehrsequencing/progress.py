@@ -40,6 +40,28 @@ def listening(progress: Progress) -> Iterator[None]:
         _LISTENER.reset(token)
 
 
+def stages(title: str, count: int) -> Callable[[], None]:
+    """For a job of so many unlike steps: call what is returned after each.
+
+    >>> heard = []
+    >>> with listening(heard.append):
+    ...     done = stages("asking", 2)
+    ...     done()
+    ...     done()
+    >>> [(tick.done, tick.total) for tick in heard]
+    [(0, 2), (1, 2), (2, 2)]
+    """
+    report, numbers = counting(title, count), iter(range(1, count + 1))
+    return lambda: report(next(numbers))
+
+
+def counting(title: str, total: float) -> Callable[[float], None]:
+    """For a job of which so much is to be done: call what is returned with how much of it is."""
+    progress = _LISTENER.get()
+    progress(Tick(title, 0, total))
+    return lambda done: progress(Tick(title, min(done, total), total))
+
+
 def tracked(items: Iterable[Item], title: str, weights: list[float]) -> Iterator[Item]:
     """``items`` one by one, each reported when it is done.
 

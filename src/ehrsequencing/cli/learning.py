@@ -66,6 +66,9 @@ def pretrain(
     out: Out,
     task: Annotated[Path | None, typer.Option(help="a TASK.yaml whose input rules the records obey")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="passes over the training records")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="at most so many optimiser steps, whatever the number of records")
+    ] = None,
     size: Annotated[str, typer.Option(help="small, medium, large or base")] = "small",
     architecture: Annotated[
         str | None, typer.Option(help="hierarchical (the default: attends to visits), or behrt: attends to all tokens")
@@ -107,6 +110,7 @@ def pretrain(
             out,
             task=task,
             epochs=epochs,
+            max_steps=max_steps,
             size=size,
             architecture=architecture,
             attention=attention,

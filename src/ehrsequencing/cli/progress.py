@@ -1,4 +1,4 @@
-"""Shows how far a long job is: a bar with remaining time on a terminal, one line an epoch elsewhere."""
+"""Shows how far a long job is: a bar with remaining time on a terminal; elsewhere a line an epoch, or half a minute."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+LINE_SECONDS = 30.0
+"""Where there is no bar, a job says at least so often how far it is."""
+
+
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
     """A progress listener: hears every job while it is entered, or is called with a tick."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.started: dict[str, float] = {}
+        self.said = time.monotonic()
         self.tasks: dict[str, TaskID] = {}
         self.bar: Progress | None = None
 
@@ -49,7 +54,8 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
             if task is None:
                 task = self.tasks[tick.title] = self.bar.add_task(tick.title, total=tick.total)
             self.bar.update(task, completed=tick.done, total=tick.total, visible=tick.done < tick.total)
-        if tick.note and not self.quiet:
+        silent = self.bar is None and time.monotonic() - self.said >= LINE_SECONDS and 0 < tick.done < tick.total
+        if (tick.note or silent) and not self.quiet:
             self._line(tick, started)
         if tick.done >= tick.total:
             self.started.pop(tick.title, None)
@@ -59,7 +65,8 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         elapsed = time.monotonic() - started
         remaining = elapsed / tick.done * (tick.total - tick.done) if 0 < tick.done < tick.total else 0.0
         left = f"  (at most {_clock(remaining)} left)" if remaining >= 1 else ""
-        line = f"{tick.title}: {tick.note}{left}"
+        line = f"{tick.title}: {tick.note or f'{tick.done / tick.total:.0%}'}{left}"
+        self.said = time.monotonic()
         if self.bar is not None:
             self.bar.console.print(line, highlight=False, markup=False)
         else:

@@ -131,11 +131,11 @@ def cohort(
 ) -> None:
     """Who, when, and what happened: labels with durations, and the attrition table."""
     from ehrsequencing.cli.progress import ProgressDisplay
-    from ehrsequencing.study import steps
+    from ehrsequencing.study.cohorts import write_cohort
 
     to, split = Output(as_json, quiet), split_config(split_seed, tuning_from, held_out_from)
     with ProgressDisplay(quiet):
-        made = steps.write_cohort(meds, task, out, split=split, visit_column=visit_column)
+        made = write_cohort(meds, task, out, split=split, visit_column=visit_column)
     to.result(made.describe(), {"cohort": str(out), **made.to_json()})
     again = split_options(split_seed, tuning_from, held_out_from)
     to.next("pretrain", meds, beside(out, "encoder"), "--task", task, *again)

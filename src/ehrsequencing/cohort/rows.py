@@ -16,6 +16,7 @@ from ehrsequencing.cohort.known import as_known
 from ehrsequencing.cohort.predicates import compile_predicate, distinct_codes
 from ehrsequencing.cohort.times import days, midnight
 from ehrsequencing.config import FollowUpEnd, IndexConfig, Predicate, TaskConfig
+from ehrsequencing.progress import stages
 
 NO_MOMENTS = pl.DataFrame(schema={"subject_id": pl.Int64, "time": pl.Datetime("us")})
 NO_VISITS = pl.DataFrame(schema={"subject_id": pl.Int64, "first": pl.Datetime("us"), "last": pl.Datetime("us")})
@@ -75,15 +76,21 @@ def label_rows(question: Question, *, censor_before: dt.datetime | None = None) 
     Rows before ``censor_before`` are followed up to it at most.
     """
     task, attrition = question.task, question.attrition
+    done = stages("reading events", 5)
     moments = _moments(question)
+    done()
     people = subjects.landmarks(question.events, question.predicate(task.outcome, "outcome"))
+    done()
     visits = _visits(question)
+    done()
     rows = attrition.start(_candidates(question, people, moments, visits))
     rows = attrition.apply(rows, rules.index_rules(task, follow_up=question.follow_up))
     rows = _with_history(rows, question, visits)
+    done()
     rows = attrition.apply(rows, [*rules.require_rules(task.require), *rules.exclude_rules(task)])
     rows = _with_events(rows, question, moments, censor_before)
     rows = attrition.apply(rows, rules.outcome_rules(task, follow_up=question.follow_up))
+    done()
     return (_with_outcome(rows, len(task.causes)) if question.follow_up else rows).sort(subjects.KEYS)
 
 

@@ -111,8 +111,9 @@ def _as_of(rows: pl.DataFrame, table: pl.DataFrame, strategy: str, *, strictly: 
 def _dated(readable: pl.LazyFrame, visit_column: str | None) -> pl.LazyFrame:
     """``subject_id, time, _visit`` of dated events, births and deaths apart."""
     clinical = readable.filter(pl.col("time").is_not_null() & ~pl.col("code").is_in([BIRTH, DEATH]).fill_null(False))
-    day = pl.col("time").dt.date().cast(pl.String)
+    day = pl.col("time").dt.date()
     if visit_column is None:
         return clinical.select("subject_id", "time", day.alias(VISIT))
+    day = day.cast(pl.String)
     own = pl.lit("visit ") + pl.col(visit_column).cast(pl.String)
     return clinical.select("subject_id", "time", pl.coalesce(own, day).alias(VISIT))

@@ -22,6 +22,8 @@ TOKEN_BUDGET = 4_096
 """Tokens in one micro-batch: bounds memory, never the size of an optimiser step."""
 SUBJECTS_PER_SHARD = 2_000
 """Subjects in one file of a written dataset; what is in memory at once while converting."""
+PART_EVENTS = 2_000_000
+"""Events read together of a large dataset, in whole shards; smaller datasets are read at once."""
 SAVE_SECONDS = 30.0
 """Seconds between two savings of a training run's state, at least."""
 

@@ -71,6 +71,9 @@ class PretrainConfig(Strict):
     """What the encoder learns before any outcome is shown to it: a mix of objectives, trained jointly."""
 
     epochs: int = Field(default=20, ge=1, description="passes over the records")
+    max_steps: int | None = Field(
+        default=None, ge=1, description="at most so many optimiser steps in all, the last pass cut short"
+    )
     batch_size: int = Field(default=16, ge=1, description="records a step")
     objectives: dict[PretrainingObjectiveName, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default={"masked-codes": 1.0, "record-summary": 1.0},
@@ -103,6 +106,7 @@ class PretrainConfig(Strict):
     validation_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="share of the subjects kept to choose the epoch"
     )
+    validation_subjects: int = Field(default=10_000, ge=1, description="of them, at most so many are read")
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, weight_decay=1e-2)
 
 

@@ -4,7 +4,7 @@ from ehrsequencing.events.checking import CheckReport, Problem, check
 from ehrsequencing.events.dataset import BIRTH, MedsDataset
 from ehrsequencing.events.deaths import DEATH
 from ehrsequencing.events.frames import from_dataframe
-from ehrsequencing.events.subjects import assign_folds, assign_splits, hash_ids, private_folder, rank_hash
+from ehrsequencing.events.subjects import among, assign_folds, assign_splits, hash_ids, private_folder, rank_hash
 from ehrsequencing.events.times import parse_times
 from ehrsequencing.events.writing import fill, staged, write_dataset
 
@@ -14,6 +14,7 @@ __all__ = [
     "CheckReport",
     "MedsDataset",
     "Problem",
+    "among",
     "assign_folds",
     "assign_splits",
     "check",

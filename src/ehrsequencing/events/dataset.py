@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from ehrsequencing.config import HELD_OUT, TRAIN, TUNING
+from ehrsequencing.config import HELD_OUT, PART_EVENTS, TRAIN, TUNING
 from ehrsequencing.errors import EhrError
 from ehrsequencing.events.deaths import in_order, late_records
 from ehrsequencing.events.schema import check_schema, missing_column, read_schema
+from ehrsequencing.progress import tracked
 
 BIRTH = "MEDS_BIRTH"
 CORE = ("subject_id", "time", "code", "numeric_value")
@@ -26,9 +28,13 @@ _MEDS_PAGE = "convert it to MEDS 0.4 (data/**/*.parquet with subject_id, time, c
 
 @dataclass(frozen=True)
 class MedsDataset:
-    """A folder with ``data/**/*.parquet`` and, where its maker wrote them, ``metadata/`` files."""
+    """A folder with ``data/**/*.parquet`` and, where its maker wrote them, ``metadata/`` files.
+
+    ``files`` are the shards of a part of it (see ``parts``); None is all of them.
+    """
 
     root: Path
+    files: tuple[Path, ...] | None = None
 
     @classmethod
     def open(cls, root: Path | str) -> MedsDataset:
@@ -50,6 +56,8 @@ class MedsDataset:
 
     def shards(self) -> list[Path]:
         """The shard files, sorted by path."""
+        if self.files is not None:
+            return list(self.files)
         return sorted(path for path in (self.root / "data").rglob("*.parquet") if not path.name.startswith("."))
 
     def scan(self) -> pl.LazyFrame:
@@ -138,6 +146,29 @@ class MedsDataset:
         ids = self._as_written().select(pl.col("subject_id").drop_nulls().unique().sort()).collect(engine="streaming")
         return ids["subject_id"].to_numpy().astype(np.int64)
 
+    def parts(self, events: int | None = None) -> list[MedsDataset]:
+        """The dataset in groups of neighbouring shards with about so many events (None: ``PART_EVENTS``), no subject in
+        two of them.
+
+        A dataset of no more events is one part: itself. A subject whose events stand in several shards (which MEDS
+        forbids and ``check`` reports) keeps these together.
+        """
+        events = PART_EVENTS if events is None else events
+        shards = self.shards()
+        sizes = [pq.read_metadata(shard).num_rows for shard in shards]
+        if sum(sizes) <= events:
+            return [self]
+        found: list[list[Path]] = []
+        room = 0
+        for group in _apart(shards):
+            size = sum(sizes[at] for at in group)
+            if not found or size > room:
+                found.append([])
+                room = events
+            found[-1] += [shards[at] for at in group]
+            room -= size
+        return [MedsDataset(self.root, tuple(sorted(part))) for part in found]
+
     def describe(self) -> dict[str, Any]:
         """What ``metadata/dataset.json`` says; empty where there is none."""
         return read_dataset_json(self.root)
@@ -159,6 +190,23 @@ class MedsDataset:
             if column not in schema:
                 raise missing_column(column, list(schema), path)
         return pl.read_parquet(path, hive_partitioning=False)
+
+
+def _apart(shards: list[Path]) -> list[list[int]]:
+    """Positions of shards in groups that share no subject, in the order of each group's first."""
+    people, where = [], []
+    for at, shard in enumerate(tracked(shards, "reading subjects", [1.0] * len(shards))):
+        ids = pl.scan_parquet(shard, hive_partitioning=False, glob=False).select(pl.col("subject_id").unique())
+        people.append(ids.collect().to_series().drop_nulls().to_numpy())
+        where.append(np.full(len(people[-1]), at))
+    every, owner = np.concatenate(people), np.concatenate(where)
+    order = np.argsort(every, kind="stable")
+    every, owner = every[order], owner[order]
+    group, again = list(range(len(shards))), np.flatnonzero(every[1:] == every[:-1])
+    for one, next_ in np.unique(np.stack([owner[again], owner[again + 1]], axis=1), axis=0):
+        pair = (group[one], group[next_])
+        group = [min(pair) if own in pair else own for own in group]
+    return [[at for at, own in enumerate(group) if own == root] for root in sorted(set(group))]
 
 
 def read_dataset_json(root: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float64, Int64, Shaped
+from jaxtyping import Bool, Float64, Int64, Shaped
 
 from ehrsequencing.config import SPLIT_FRACTIONS
 from ehrsequencing.errors import EhrError, Exit
@@ -56,6 +56,16 @@ def assign_splits(
 def assign_folds(subject_ids: Shaped[np.ndarray, " n"], seed: int, folds: int) -> Int64[np.ndarray, " n"]:
     """The fold, 0 to ``folds`` - 1, of each subject, from its own hash only (so of about equal sizes, not exactly)."""
     return np.floor(rank_hash(subject_ids, seed, "folds") * folds).astype(np.int64)
+
+
+def among(subject_ids: Int64[np.ndarray, " n"], known: Int64[np.ndarray, " m"]) -> Bool[np.ndarray, " n"]:
+    """Which of the subjects are among ``known`` (ascending): by look-ups, however many are known.
+
+    >>> among(np.array([5, 2, 9]), np.array([1, 2, 9])).tolist()
+    [False, True, True]
+    """
+    at = np.minimum(np.searchsorted(known, subject_ids), len(known) - 1)
+    return known[at] == subject_ids if len(known) else np.zeros(len(subject_ids), dtype=bool)
 
 
 def hash_ids(source_ids: Iterable[str], *, salt: str = "", where: str = "") -> Int64[np.ndarray, " n"]:

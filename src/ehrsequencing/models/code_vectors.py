@@ -100,7 +100,7 @@ def fitted_to(vectors: Float64[np.ndarray, "n d"], width: int) -> Float64[np.nda
 def _coverage(
     ids: Integer[np.ndarray, " m"], store: TokenStore, tokenizer: Tokenizer, given: CodeVectors, width: int
 ) -> dict[str, Any]:
-    counts = np.bincount(store.code, minlength=tokenizer.vocab_size)
+    counts = store.code_counts(tokenizer.vocab_size)
     return {
         "given": len(given.codes),
         "width": given.vectors.shape[1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,12 +16,15 @@ from pyarrow import csv as pacsv
 from pyarrow import parquet as pq
 
 from ehrsequencing.errors import EhrError
+from ehrsequencing.progress import counting
 from ehrsequencing.sources.tables import UTF8, RawTable, damaged, mend
 
 BLOCK_BYTES = 8 << 20
 """How much of a text table is parsed at once; Arrow reads up to 32 such blocks ahead."""
 BLOCK_ROWS = 65_536
 """How many rows of a parquet table are read at once."""
+_UNPACKED = 8
+"""A gzipped table is about so many times as long as its file: for the remaining time."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ def _text_blocks(table: RawTable, present: Mapping[str, str]) -> Iterator[Block]
     ragged: list[int] = []
     text = _Text(table.encoding)
     told, row, mended = 0, 2, 0
+    report = counting(f"reading {table.name}", table.path.stat().st_size * (_UNPACKED if table.is_gzipped else 1))
     position = {name: str(table.header.index(found)) for name, found in present.items()}
     for batch in _batches(table, text, ragged, sorted(set(position.values()))):
         frame = pl.DataFrame(pl.from_arrow(batch)).select(pl.col(at).alias(name) for name, at in position.items())
@@ -76,9 +81,11 @@ def _text_blocks(table: RawTable, present: Mapping[str, str]) -> Iterator[Block]
         frame = frame.with_columns(pl.Series("row", rows, dtype=pl.Int64))
         yield Block(table.name, frame, new, text.mended - mended)
         mended = text.mended
+        report(text.bytes)
     if ragged[told:]:
         empty = pl.DataFrame(schema={**dict.fromkeys(present, pl.String), "row": pl.Int64})
         yield Block(table.name, empty, ragged[told:])
+    report(math.inf)
 
 
 def _row_numbers(start: int, count: int, ragged: list[int]) -> np.ndarray:
@@ -98,9 +105,10 @@ class _Text:
     def __init__(self, encoding: str) -> None:
         lenient = encoding == UTF8
         self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape" if lenient else "strict")
-        self.mended = 0
+        self.mended = self.bytes = 0
 
     def __call__(self, piece: pa.Buffer) -> bytes:
+        self.bytes += piece.size
         text = self._decoder.decode(piece.to_pybytes(), final=piece.size == 0)
         try:
             return text.encode()
@@ -161,12 +169,14 @@ def _parquet_blocks(table: RawTable, present: Mapping[str, str]) -> Iterator[Blo
     first = 1
     try:
         with pq.ParquetFile(table.path) as file:
+            report = counting(f"reading {table.name}", file.metadata.num_rows)
             for batch in file.iter_batches(BLOCK_ROWS, columns=sorted(set(present.values()))):
                 read = pl.DataFrame(pl.from_arrow(batch))
                 texts = [_written(read[found], table).alias(name) for name, found in present.items()]
                 rows = pl.int_range(first, first + batch.num_rows, eager=True).alias("row")
                 first += batch.num_rows
                 yield Block(table.name, pl.DataFrame([*texts, rows]), [])
+                report(first - 1)
     except (pa.ArrowException, OSError) as error:
         raise damaged(table.path, error) from None
 

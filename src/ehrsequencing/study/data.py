@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,11 @@ from ehrsequencing.config import (
     load_task,
 )
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.events import MedsDataset, assign_folds, rank_hash
+from ehrsequencing.events import MedsDataset, among, assign_folds, rank_hash
 from ehrsequencing.features import FeatureSpec, build_features
 from ehrsequencing.horizon import choose_tau
 from ehrsequencing.inference import read_visits
+from ehrsequencing.progress import tracked
 from ehrsequencing.sources.mapped import convert_csv
 from ehrsequencing.sources.omop import convert_omop
 from ehrsequencing.sources.synthea import convert_synthea
@@ -47,7 +49,7 @@ from ehrsequencing.study.readable import Readable
 from ehrsequencing.study.telling_pairs import with_pairs
 from ehrsequencing.synthetic import simulate
 from ehrsequencing.timegrid import TimeGrid, truncate
-from ehrsequencing.tokens import Tokenizer, TokenStore, tokenize, tokenize_windows
+from ehrsequencing.tokens import Fitting, Tokenizer, TokenStore, grow, tokenize, tokenize_windows
 from ehrsequencing.training.pretraining_objectives import OBJECTIVES
 
 INNER_TUNING = SPLIT_FRACTIONS[TUNING] / (SPLIT_FRACTIONS[TRAIN] + SPLIT_FRACTIONS[TUNING])
@@ -174,20 +176,43 @@ def pretraining_records(
     attention: str = "bidirectional",
     *,
     calendar: CalendarConfig | None = None,
+    folder: Path | None = None,
 ) -> tuple[Tokenizer, TokenStore]:
     """Tokenizer and whole records of training subjects, under the task's own input rules; with a calendar split, up to
     the end of its training period.
 
     Under the block-causal mask records come as windows from their start, as they do for predictions at every visit.
+
+    A large dataset is read part by part (``MedsDataset.parts``), once for the tokenizer and once for the tokens, which
+    are then memory-mapped from ``folder``; without one they are kept in memory.
     """
     before = None if calendar is None else midnight(calendar.tuning, "split.calendar.tuning")
-    records = whole_records(dataset.scan(), subjects, task, visit_column=config.visit_column, before=before)
-    history = records.collect(engine="streaming")
-    rows = history.select("subject_id", "prediction_time").unique().sort("subject_id")
-    tokenizer = Tokenizer.fit(history, config)
-    if attention == "block_causal":
-        return tokenizer, tokenize_windows(history, rows, tokenizer).tokens
-    return tokenizer, tokenize(history, rows, tokenizer)
+    parts, wanted = dataset.parts(), np.sort(subjects)
+
+    @lru_cache(maxsize=1)  # a dataset of one part is read once
+    def read(part: MedsDataset) -> pl.DataFrame:
+        own = subjects if len(parts) == 1 else (found := part.subject_ids())[among(found, wanted)]
+        records = whole_records(part.scan(), own, task, visit_column=config.visit_column, before=before)
+        return records.collect(engine="streaming")
+
+    fitting, each = Fitting(config), [1.0] * len(parts)
+    for part in tracked(parts, "reading codes", each):
+        fitting.add(read(part))
+    tokenizer = fitting.tokenizer()
+
+    def tokens(part: MedsDataset) -> TokenStore:
+        rows = read(part).select("subject_id", "prediction_time").unique().sort("subject_id")
+        if attention == "block_causal":
+            return tokenize_windows(read(part), rows, tokenizer).tokens
+        return tokenize(read(part), rows, tokenizer)
+
+    stores = map(tokens, tracked(parts, "making tokens", each))
+    if len(parts) == 1:
+        return tokenizer, next(iter(stores))
+    if folder is not None:
+        return tokenizer, grow(stores, folder)
+    joined = TokenStore.joined(list(stores))
+    return tokenizer, joined.take(np.argsort(joined.subject_id, kind="stable"))
 
 
 def kept_from_outcomes(config: PretrainConfig, dataset: MedsDataset, task: TaskConfig | InputConfig) -> PretrainConfig:
@@ -267,13 +292,6 @@ def prepare(
     )
     data, spec = with_pairs(data, spec, history)
     return Prepared(data, spec, tau, describe_casemix(history, train, tokenizer, tau, cohort.task.causes))
-
-
-def training_grid(cohort: Cohort) -> TimeGrid:
-    """The time grid of a cohort's training split, up to its own horizon."""
-    train = cohort.table.filter(pl.col("split") == TRAIN)
-    duration, event = train["duration"].to_numpy(), train["event"].to_numpy()
-    return TimeGrid.fit(duration, event, choose_tau(duration, event, cohort.task.horizon_days))
 
 
 def _visit_data(

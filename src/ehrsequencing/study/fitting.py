@@ -114,6 +114,8 @@ def _write_attributions(work: Workplace, division: Division, data: SurvivalData)
 
 def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
     """An encoder pretrained on the division's training subjects, kept under ``encoder<tag>/``."""
+    loop = work.kept.loops(f"encoder{division.tag}")
+    tokens = loop.folder.with_name(f"{loop.folder.name}-tokens")
     tokenizer, store = pretraining_records(
         work.dataset,
         division.train_subjects(),
@@ -121,6 +123,7 @@ def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
         work.study.tokens,
         work.study.model.attention,
         calendar=work.study.split.calendar,
+        folder=tokens,
     )
     result = pretrain(
         store,
@@ -129,11 +132,12 @@ def pretrain_encoder(work: Workplace, division: Division) -> Encoder:
         work.study.model,
         seed=work.study.seeds[0],
         progress=work.progress,
-        resume=(loop := work.kept.loops(f"encoder{division.tag}")),
+        resume=loop,
     )
     encoder = Encoder(result.model, tokenizer, result.record, np.sort(Encoder.hashes(store.subject_id)), result.heads)
     encoder.save(work.kept.result / f"encoder{division.tag}")
-    shutil.rmtree(loop.folder, ignore_errors=True)
+    for folder in (loop.folder, tokens):
+        shutil.rmtree(folder, ignore_errors=True)
     record = encoder.record
     work.say(f"encoder{division.tag}: {record['subjects']:,} records, {record['tokens']:,} tokens; {learned(record)}")
     return encoder

@@ -24,7 +24,7 @@ from ehrsequencing.predictions import Predictions
 from ehrsequencing.report import write_report
 from ehrsequencing.report.measures import metric_name
 from ehrsequencing.report.suppression import events_cell
-from ehrsequencing.study.data import training_grid
+from ehrsequencing.study.cohorts import training_grid
 from ehrsequencing.study.document import (
     COMPARISON,
     PREDICTIONS,

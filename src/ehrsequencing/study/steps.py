@@ -13,7 +13,6 @@ import yaml
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.bundle import ENCODER_MARKER, MARKER, Encoder
 from ehrsequencing.cohort import Cohort, build_cohort
-from ehrsequencing.cohort.result import TABLE as COHORT_MARKER
 from ehrsequencing.config import (
     HELD_OUT,
     TRAIN,
@@ -32,7 +31,7 @@ from ehrsequencing.config import (
 from ehrsequencing.errors import EhrError, Exit, nearest
 from ehrsequencing.evaluation.compare import Interval, evaluate
 from ehrsequencing.events import MedsDataset
-from ehrsequencing.files import refuse_unwritable, workplace
+from ehrsequencing.files import workplace
 from ehrsequencing.inference import to_predictions
 from ehrsequencing.models.own_strategies import read_strategy
 from ehrsequencing.models.strategies import Strategy, find_strategy
@@ -47,7 +46,6 @@ from ehrsequencing.study.data import (
     prepare,
     pretraining_records,
     refuse_empty_splits,
-    training_grid,
 )
 from ehrsequencing.training.finetune import FeatureCache, FineTuned, finetune
 from ehrsequencing.training.loop import Progress, silent
@@ -60,33 +58,13 @@ from ehrsequencing.training.told import learned
 Say = Callable[[str], None]
 
 
-def write_cohort(
-    meds: Path,
-    task: Path,
-    out: Path,
-    *,
-    split: SplitConfig = SplitConfig(),
-    visit_column: str | None = None,
-) -> Cohort:
-    """``ehrseq cohort``: the cohort with the time grid of its training split."""
-    refuse_unwritable(Path(out), COHORT_MARKER)
-    cohort = build_cohort(
-        MedsDataset.open(meds),
-        load_task(task),
-        split_seed=split.seed,
-        calendar=split.calendar,
-        visit_column=visit_column,
-    )
-    cohort.write(out, beside={"grid.json": training_grid(cohort).to_json()})
-    return cohort
-
-
 def write_encoder(
     meds: Path,
     out: Path,
     *,
     task: Path | None = None,
     epochs: int | None = None,
+    max_steps: int | None = None,
     size: str = "small",
     architecture: str | None = None,
     attention: str = "bidirectional",
@@ -100,9 +78,9 @@ def write_encoder(
 
     Killed, it goes on from ``OUT.partial/`` when the same command is given again, to the same weights.
     """
-    asked = {"epochs": epochs, "objectives": weights_of(objectives) if objectives else None}
+    asked = {"epochs": epochs, "max_steps": max_steps, "objectives": weights_of(objectives) if objectives else None}
     given = {name: value for name, value in asked.items() if value is not None}
-    pretraining = parse(PretrainConfig, given, "--objective, --epochs")
+    pretraining = parse(PretrainConfig, given, "--objective, --epochs, --max-steps")
     vectors = None if code_vectors is None else str(code_vectors)
     shape = {"size": size, "architecture": architecture, "attention": attention, "code_vectors": vectors}
     shape = {name: value for name, value in shape.items() if value is not None}
@@ -117,6 +95,7 @@ def write_encoder(
             seed=seed,
             progress=progress,
             resume=Resume(place / "loop"),
+            folder=place / "tokens",
         )
         encoder.save(out)
     record = encoder.record
@@ -165,8 +144,11 @@ def pretrain(
     seed: int = 0,
     progress: Progress = silent,
     resume: Resume | None = None,
+    folder: Path | None = None,
 ) -> Encoder:
     """An encoder pretrained on the training subjects' whole records, under a task's ``input`` and ``delay`` rules.
+
+    The tokens of a large dataset lie in ``folder`` meanwhile; without one they are kept in memory.
 
     By the calendar, training subjects are those with rows of the task in the training period (without a task, those
     whose records begin in it), and their records end with it.
@@ -178,7 +160,9 @@ def pretrain(
     if task is not None and split.calendar is not None:
         cohort = build_cohort(dataset, task, calendar=split.calendar, visit_column=tokens.visit_column)
     subjects = divisions(dataset, None, split, task=task, cohort=cohort)[0].train_subjects()
-    tokenizer, store = pretraining_records(dataset, subjects, input, tokens, model.attention, calendar=split.calendar)
+    tokenizer, store = pretraining_records(
+        dataset, subjects, input, tokens, model.attention, calendar=split.calendar, folder=folder
+    )
     config = kept_from_outcomes(config, dataset, input)
     result = run_pretraining(store, tokenizer, config, model, seed=seed, progress=progress, resume=resume)
     record = {**result.record, "split": split.model_dump(mode="json")}

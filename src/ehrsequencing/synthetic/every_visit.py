@@ -11,6 +11,7 @@ from jaxtyping import Float64, Int64
 
 from ehrsequencing.config import DAYS_PER_YEAR, SimulateConfig
 from ehrsequencing.events import BIRTH
+from ehrsequencing.progress import tracked
 from ehrsequencing.synthetic import population
 from ehrsequencing.synthetic import vocabulary as v
 from ehrsequencing.synthetic.blocks import BLOCK, STATIC, as_events, join, tidy
@@ -40,7 +41,8 @@ class Moment:
 
 def blocks(config: SimulateConfig, vocabulary: Vocabulary) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
     """(MEDS events, truth) of each block of patients, the last one cut to the number asked for."""
-    for number in range(-(-config.patients // BLOCK)):
+    count = -(-config.patients // BLOCK)
+    for number in tracked(range(count), "simulating patients", [1.0] * count):
         last = min((number + 1) * BLOCK, config.patients)
         events, truth = _block(config, vocabulary, number)
         yield events.filter(pl.col("subject_id") <= last), truth.filter(pl.col("subject_id") <= last)

@@ -12,6 +12,10 @@ _SPREADS = ((0.25, 0.75, 1.349), (0.05, 0.95, 3.290), (0.01, 0.99, 4.653))
 """Lower and upper quantile, and their distance in standard deviations of a normal distribution."""
 
 
+VALUES_AT_ONCE = 4_000_000
+"""Values, about, of which the quantiles are taken together."""
+
+
 @dataclass(frozen=True, eq=False)
 class Standardiser:
     """z = clip((x − median) / scale, ±clip) of codes that carry values; all other codes have none.
@@ -50,12 +54,15 @@ class Standardiser:
             for low, high, deviations in _SPREADS
         ]
         first_positive = pl.coalesce([pl.when(spread > 0).then(spread) for spread in spreads])
-        fitted = (
-            values.group_by("id")
+        known = values.group_by("id").len("n").filter(pl.col("n") >= min_values).sort("id")
+        groups = known.with_columns(group=pl.col("n").cast(pl.Int64).cum_sum() // VALUES_AT_ONCE)
+        fitted = pl.concat(
+            values.filter(pl.col("id").is_in(group["id"].implode()))
+            .group_by("id")
             .agg(pl.len().alias("n"), value.median().alias("median"), first_positive.alias("scale"))
-            .filter((pl.col("n") >= min_values) & pl.col("scale").is_not_null() & pl.col("scale").is_finite())
-            .sort("id")
+            for group in groups.partition_by("group", maintain_order=True) or [known]
         )
+        fitted = fitted.filter(pl.col("scale").is_not_null() & pl.col("scale").is_finite()).sort("id")
         ids = fitted["id"].cast(pl.Int64).to_numpy()
         median, scale = fitted["median"].cast(pl.Float64).to_numpy(), fitted["scale"].cast(pl.Float64).to_numpy()
         return cls(ids, median, scale, float(clip))
@@ -67,6 +74,9 @@ class Standardiser:
         median = np.full(vocab_size, np.nan)
         scale = np.ones(vocab_size)
         median[self.ids], scale[self.ids] = self.median, self.scale
-        finite = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
-        z = (finite - median[ids]) / scale[ids]
-        return np.clip(z, -self.clip, self.clip).astype(np.float32)
+        scaled = np.full(len(ids), np.nan, dtype=np.float32)
+        finite = np.flatnonzero(np.isfinite(values))
+        own = ids[finite]
+        z = (values[finite].astype(np.float64) - median[own]) / scale[own]
+        scaled[finite] = np.clip(z, -self.clip, self.clip)
+        return scaled

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,48 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.files import staged
 from ehrsequencing.tokens.vocabulary import UNK
 
-TOKEN_ARRAYS = ("code", "value", "age", "visit", "gap", "day")
+TOKEN_ARRAYS: dict[str, type] = {
+    "code": np.int32,
+    "value": np.float32,
+    "age": np.float32,
+    "visit": np.int32,
+    "gap": np.float32,
+    "day": np.float32,
+}
+"""What is kept of each token, and how."""
+TOKENS_AT_ONCE, ROWS_AT_ONCE = 2_000_000, 20_000
+"""Read together, of a store larger than that."""
 _DESCRIPTION = "store.json"
 ROW_ARRAYS = ("subject_id", "prediction_time", "truncated")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What ``tokenize`` counted on the way; of several histories together, the sum."""
+
+    tokens: int = 0
+    fallbacks: int = 0
+    bad_values: int = 0
+    left_out_tokens: int = 0
+    rows_without_birth: int = 0
+    events_before_birth: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(**{item.name: getattr(self, item.name) + getattr(other, item.name) for item in fields(self)})
+
+    @classmethod
+    def of(cls, store: TokenStore) -> Counts:
+        """What a store that ``tokenize`` made tells."""
+        if not store.counts:
+            return cls()
+        tokens = int(store.offsets[-1]) - len(store)
+        told = dict(store.counts)
+        return cls(tokens=tokens, fallbacks=round(told.pop("fallback_share") * tokens), **told)
+
+    def to_json(self) -> dict[str, Any]:
+        """For people: the share of tokens that fell back to an ancestor, and the numbers."""
+        numbers = asdict(self)
+        return {"fallback_share": float(numbers.pop("fallbacks") / max(numbers.pop("tokens"), 1)), **numbers}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,13 +121,40 @@ class TokenStore:
     def take(self, rows: Integer[np.ndarray, " M"] | slice) -> TokenStore:
         """The given rows, in the given order; ``counts`` of the whole store are left behind."""
         chosen = np.arange(len(self))[rows]
-        lengths = self.lengths[chosen]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        inside = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        source = np.repeat(self.offsets[chosen], lengths) + inside
+        source, offsets = self._places(chosen)
         arrays: dict[str, Any] = {name: np.asarray(getattr(self, name)[source]) for name in TOKEN_ARRAYS}
         arrays |= {name: np.asarray(getattr(self, name)[chosen]) for name in ROW_ARRAYS}
         return replace(self, **arrays, offsets=offsets, counts={})
+
+    def _places(self, rows: Integer[np.ndarray, " M"]) -> tuple[Int64[np.ndarray, " t"], Int64[np.ndarray, " M1"]]:
+        """Where the tokens of the rows stand, and the offsets of the rows among them."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        inside = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        return np.repeat(self.offsets[rows], lengths) + inside, offsets
+
+    def groups(
+        self, rows: Integer[np.ndarray, " M"] | None = None, tokens: int = TOKENS_AT_ONCE
+    ) -> Iterator[Int64[np.ndarray, " m"]]:
+        """The rows, by subject, in groups of about so many tokens that no subject is divided between."""
+        rows = np.arange(len(self)) if rows is None else rows
+        rows = rows[np.argsort(self.subject_id[rows], kind="stable")]
+        ends = np.cumsum(self.lengths[rows])
+        last = np.append(np.diff(self.subject_id[rows]) != 0, True)[: len(rows)]  # of its subject
+        begin = 0
+        while begin < len(rows):
+            done = int(ends[begin - 1]) if begin else 0
+            full = begin + int(np.searchsorted(ends[begin:], done + tokens))
+            end = full + int(np.argmax(last[full:])) + 1 if full < len(rows) else len(rows)
+            yield rows[begin:end]
+            begin = end
+
+    def code_counts(self, vocab_size: int, rows: Integer[np.ndarray, " M"] | None = None) -> Int64[np.ndarray, " V"]:
+        """How often each id occurs, in all rows or in those given."""
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        for group in self.groups(rows):
+            counts += np.bincount(self.code[self._places(group)[0]], minlength=vocab_size)
+        return counts
 
     @classmethod
     def joined(cls, stores: Sequence[TokenStore]) -> TokenStore:
@@ -108,12 +174,18 @@ class TokenStore:
     @cached_property
     def fingerprint(self) -> str:
         """blake2b of the tokenizer's fingerprint and the content; the order of rows does not matter."""
-        ordered = self.take(np.lexsort((self.prediction_time, self.subject_id)))
+        order = np.lexsort((self.prediction_time, self.subject_id))
         digest = hashlib.blake2b(self.tokenizer_fingerprint.encode(), digest_size=16)
-        for name in (*TOKEN_ARRAYS, "offsets", "subject_id", "prediction_time"):
-            values = getattr(ordered, name)
-            canonical = np.where(np.isnan(values), np.float32(np.nan), values) if values.dtype.kind == "f" else values
-            digest.update(np.ascontiguousarray(canonical).tobytes())
+        for name in TOKEN_ARRAYS:
+            for begin in range(0, len(order), ROWS_AT_ONCE):
+                values = getattr(self, name)[self._places(order[begin : begin + ROWS_AT_ONCE])[0]]
+                canonical = (
+                    np.where(np.isnan(values), np.float32(np.nan), values) if values.dtype.kind == "f" else values
+                )
+                digest.update(np.ascontiguousarray(canonical).tobytes())
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[order])]).astype(np.int64)
+        for column in (offsets, self.subject_id[order], self.prediction_time[order]):
+            digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 
     def save(self, folder: Path | str) -> None:

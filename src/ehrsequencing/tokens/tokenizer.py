@@ -16,8 +16,9 @@ from ehrsequencing.config import TokensConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import BIRTH, DEATH
 from ehrsequencing.files import staged_file
+from ehrsequencing.tokens.numbers import distinct, numbered, stretches
 from ehrsequencing.tokens.standardiser import Standardiser
-from ehrsequencing.tokens.vocabulary import N_SPECIAL, SPECIAL, UNK, ancestors, fit_vocabulary
+from ehrsequencing.tokens.vocabulary import N_SPECIAL, SPECIAL, UNK, SubjectCounts, ancestors
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,16 +47,9 @@ class Tokenizer:
         >>> tokenizer.codes, tokenizer.encode("A"), tokenizer.encode("B")
         (('[PAD]', '[CLS]', '[MASK]', '[UNK]', 'A'), 4, 3)
         """
-        events = history.filter(pl.col("code").is_not_null() & ~pl.col("code").is_in([BIRTH, DEATH]))
-        pairs = events.select("subject_id", "code").unique()
-        codes = (*SPECIAL, *fit_vocabulary(pairs, config.min_subjects, config.max_codes))
-        ids = pl.DataFrame({"code": codes[N_SPECIAL:], "id": range(N_SPECIAL, len(codes))}, schema_overrides=_IDS)
-        values = (
-            events.filter(pl.col("numeric_value").is_finite())
-            .select("code", pl.col("numeric_value").alias("value"))
-            .join(ids, on="code", how="inner")
-        )
-        return cls(codes, Standardiser.fit(values, config.min_values, config.value_clip), config)
+        fitting = Fitting(config)
+        fitting.add(history)
+        return fitting.tokenizer()
 
     @property
     def vocab_size(self) -> int:
@@ -134,3 +128,42 @@ class Tokenizer:
 
 
 _IDS = {"code": pl.String, "id": pl.Int32}
+
+
+class Fitting:
+    """A tokenizer on its way: cut histories of training subjects are added group by group, and are not kept.
+
+    What is kept of them is a count a code, who has the rare ones, and every value, in 8 bytes.
+    """
+
+    def __init__(self, config: TokensConfig) -> None:
+        self.config = config
+        self._subjects = SubjectCounts(config.min_subjects)
+        self._numbers: dict[str, int] = {}
+        self._values: list[pl.DataFrame] = []
+
+    def add(self, history: pl.DataFrame) -> None:
+        """``subject_id, code, numeric_value`` of subjects that were in no group before."""
+        number, names = numbered(history["code"])
+        known = np.array([0, *(name not in (BIRTH, DEATH) for name in names)], dtype=bool)[number]
+        subjects = history.select(pl.col("subject_id").rle_id()).to_series().to_numpy()  # a subject has one or more
+        pair = distinct(subjects[known].astype(np.int64) * (len(names) + 1) + number[known])
+        stretch = history["subject_id"].gather(stretches(history, ("subject_id",))).to_numpy()
+        owner, code = np.divmod(pair, len(names) + 1)
+        subject = stretch[owner]
+        if len(distinct(stretch)) < len(stretch):  # not all events of a subject stand together
+            subject, code = np.unique(np.stack([subject, code]), axis=1)
+        self._subjects.add(subject, code - 1, names)
+        own = np.array([0, *(self._numbers.setdefault(name, len(self._numbers)) for name in names)], dtype=np.int32)
+        value = history["numeric_value"].cast(pl.Float32)
+        valued = value.is_finite().fill_null(False) & pl.Series(known)
+        self._values.append(pl.DataFrame({"number": own[number[valued.to_numpy()]], "value": value.filter(valued)}))
+
+    def tokenizer(self) -> Tokenizer:
+        """Fitted on all that was added."""
+        codes = (*SPECIAL, *self._subjects.codes(self.config.max_codes))
+        id_of = {code: number for number, code in enumerate(codes)}
+        ids = np.array([id_of.get(name, -1) for name in self._numbers], dtype=np.int32)
+        values = pl.concat(self._values)
+        values = values.select(id=pl.Series(ids[values["number"].to_numpy()]), value="value").filter(pl.col("id") >= 0)
+        return Tokenizer(codes, Standardiser.fit(values, self.config.min_values, self.config.value_clip), self.config)

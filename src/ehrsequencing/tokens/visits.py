@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int64, Shaped
+from jaxtyping import Bool, Float64, Int64, Shaped
+
+US_PER_DAY = 86_400_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +43,16 @@ class Spans:
     def _row_of_group(self) -> Int64[np.ndarray, " V"]:
         return self.row[self.begin]
 
-    def gaps(self, time: Int64[np.ndarray, " T"]) -> Int64[np.ndarray, " T"]:
-        """From the last event of the visit before to the first of this one, at least 0; 0 where there is none."""
-        gap = np.zeros(len(self.begin), dtype=np.int64)  # [V]
+    def gaps(self, time: Int64[np.ndarray, " T"]) -> Float64[np.ndarray, " T"]:
+        """Days from the last event of the visit before to the first of this one, at least 0; 0 where there is none.
+
+        Args:
+            time: in microseconds.
+        """
+        gap = np.zeros(len(self.begin))  # [V]
         first, before = self.begin[1:], self.begin[1:] - 1
         follows = (self.row[first] == self.row[before]) & ~self.static[before]
-        gap[1:][follows] = np.maximum(time[first][follows] - time[before][follows], 0)
+        gap[1:][follows] = np.maximum(time[first] - time[before], 0)[follows] / US_PER_DAY
         return gap[self.group]
 
     def keep(self, max_tokens: int) -> Bool[np.ndarray, " T"]:
@@ -55,6 +61,9 @@ class Spans:
         Static tokens (at most half the places) and the most recent whole visits; of a single longer visit its latest.
         """
         places = max_tokens - 1
+        n_static = np.bincount(self.row[self.static], minlength=len(self.row_begin))
+        if (self.row_end - self.row_begin).max(initial=0) <= places and n_static.max(initial=0) <= places // 2:
+            return np.ones(len(self.row), dtype=bool)
         at = np.arange(len(self.row))
         static = self.keep_static(max_tokens)
         n_static = np.bincount(self.row[static], minlength=len(self.row_begin))
@@ -71,11 +80,10 @@ class Spans:
 
     def numbers(self, kept: Bool[np.ndarray, " T"]) -> Int64[np.ndarray, " T"]:
         """1, 2, … over each row's kept visits in order; 0 for static tokens."""
-        counted = np.zeros(len(self.begin), dtype=np.int64)  # [V]
-        counted[self.group[kept & ~self.static]] = 1
-        so_far = np.append(0, np.cumsum(counted))  # [V + 1]
-        first_group = np.searchsorted(self.begin, self.row_begin[self._row_of_group])  # [V]
-        return np.where(self.static, 0, (so_far[1:] - so_far[first_group])[self.group])
+        last = np.append(self.begin[1:], len(self.row))[: len(self.begin)] - 1  # kept, if any of its visit is
+        so_far = np.append(0, np.cumsum(kept[last] & ~self.static[last]))  # [V + 1]
+        first_group = self.group[self.row_begin[self._row_of_group]]  # [V]
+        return (so_far[1:] - so_far[first_group])[self.group]
 
     def smallest(self, values: np.ndarray, default: float) -> np.ndarray:
         """The smallest value of each row; ``default`` for rows without tokens. Shape [N]."""

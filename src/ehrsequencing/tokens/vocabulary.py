@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
+from jaxtyping import Int64, Integer
+
+from ehrsequencing.tokens.numbers import numbered
 
 PAD, CLS, MASK, UNK = 0, 1, 2, 3
 SPECIAL = ("[PAD]", "[CLS]", "[MASK]", "[UNK]")
@@ -74,22 +80,79 @@ def fit_vocabulary(pairs: pl.DataFrame, min_subjects: int, max_codes: int) -> tu
     >>> fit_vocabulary(pairs, min_subjects=2, max_codes=10)
     ('I10', 'ICD10//E11')
     """
-    names = pairs["code"].unique().sort().to_list()
-    lineage = {code: ancestors(code) for code in names}
-    depths = pl.DataFrame({"code": names, "depth": [len(lineage[code]) for code in names]}, schema_overrides=_DEPTH)
-    waiting = pairs.select("subject_id", "code").join(depths, on="code", how="left")
-    kept: list[pl.DataFrame] = []
-    for depth in range(max((len(above) for above in lineage.values()), default=0), -1, -1):
-        level = waiting.filter(pl.col("depth") == depth).select("subject_id", "code").unique()
-        sizes = level.group_by("code").len("subjects")
-        kept.append(sizes.filter(pl.col("subjects") >= min_subjects))
-        rare = level.join(kept[-1], on="code", how="anti")
-        waiting = pl.concat([waiting.filter(pl.col("depth") < depth), _to_parents(rare, depth)])
-    chosen = pl.concat(kept).sort(["subjects", "code"], descending=[True, False]).head(max_codes)
-    return tuple(chosen["code"].to_list())
+    number, names = numbered(pairs["code"])
+    subjects = SubjectCounts(min_subjects)
+    subjects.add(pairs["subject_id"].to_numpy(), number - 1, names)
+    return subjects.codes(max_codes)
 
 
-_DEPTH = {"code": pl.String, "depth": pl.Int64}
+class SubjectCounts:
+    """How many subjects have each code, added up over groups of subjects, and what gets an id by that.
+
+    Of codes that have fewer than ``min_subjects`` so far, and of these alone, it is kept who has them, and which of
+    those subjects have an ancestor of theirs: so that levels can be joined without counting anybody twice.
+    """
+
+    def __init__(self, min_subjects: int) -> None:
+        self.min_subjects = min_subjects
+        self.counts: Counter[str] = Counter()
+        self._rare = self._above = pl.DataFrame(schema=_PAIRS)
+
+    def add(self, subject: Int64[np.ndarray, " n"], code: Integer[np.ndarray, " n"], names: Sequence[str]) -> None:
+        """Distinct pairs of a subject, who was in no group before, and the number of one of the ``names``."""
+        self.counts.update(dict(zip(names, np.bincount(code, minlength=len(names)).tolist(), strict=True)))
+        rare = np.array([self.counts[name] < self.min_subjects for name in names], dtype=bool)
+        number = {name: place for place, name in enumerate(names)}
+        low_counts = np.flatnonzero(rare).tolist()
+        up = [(low, number[above]) for low in low_counts for above in ancestors(names[low]) if above in number]
+        if up:
+            self._above = pl.concat([self._above, _named(*_with_ancestors(subject, code, np.array(up)), names)])
+        still = self._rare["code"].is_in([name for name, n in self.counts.items() if n < self.min_subjects])
+        own = rare[code]
+        self._rare = pl.concat([self._rare.filter(still), _named(subject[own], code[own], names)])
+
+    def codes(self, max_codes: int) -> tuple[str, ...]:
+        """What ``fit_vocabulary`` gives for all groups together."""
+        depth_of = {code: len(ancestors(code)) for code in self.counts}
+        columns = {"code": list(depth_of), "subjects": list(self.counts.values()), "depth": list(depth_of.values())}
+        own = pl.DataFrame(columns, schema_overrides=_DEPTH)
+        waiting = self._rare.join(own.select("code", "depth"), on="code", how="left")
+        kept: list[pl.DataFrame] = []
+        for depth in range(max(depth_of.values(), default=0), -1, -1):
+            frequent = own.filter((pl.col("depth") == depth) & (pl.col("subjects") >= self.min_subjects))
+            level = waiting.filter(pl.col("depth") == depth).select("subject_id", "code").unique()
+            handed = level.join(frequent, on="code", how="semi").join(
+                self._above, on=["subject_id", "code"], how="anti"
+            )
+            more = handed.group_by("code").agg(pl.len().cast(pl.Int64).alias("more"))
+            joined = frequent.join(more, on="code", how="left")
+            kept.append(joined.select("code", pl.col("subjects") + pl.col("more").fill_null(0)))
+            level = level.join(frequent, on="code", how="anti")
+            sizes = level.group_by("code").agg(pl.len().cast(pl.Int64).alias("subjects"))
+            kept.append(sizes.filter(pl.col("subjects") >= self.min_subjects))
+            rare = level.join(kept[-1], on="code", how="anti")
+            waiting = pl.concat([waiting.filter(pl.col("depth") < depth), _to_parents(rare, depth)])
+        chosen = pl.concat(kept).sort(["subjects", "code"], descending=[True, False]).head(max_codes)
+        return tuple(chosen["code"].to_list())
+
+
+_PAIRS = {"subject_id": pl.Int64, "code": pl.String}
+_DEPTH = {"code": pl.String, "subjects": pl.Int64, "depth": pl.Int64}
+
+
+def _named(subject: np.ndarray, code: np.ndarray, names: Sequence[str]) -> pl.DataFrame:
+    return pl.DataFrame({"subject_id": subject, "code": pl.Series(names, dtype=pl.String).gather(code)}, schema=_PAIRS)
+
+
+def _with_ancestors(
+    subject: Int64[np.ndarray, " n"], code: Integer[np.ndarray, " n"], up: Int64[np.ndarray, "e 2"]
+) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
+    """The pairs at an ancestor (``up``: code, ancestor) whose subject has a pair below it."""
+    pairs = pl.DataFrame({"subject_id": subject, "code": code.astype(np.int64)})
+    edges = pl.DataFrame({"code": up[:, 0], "above": up[:, 1]})
+    asked = pairs.join(edges, on="code", how="inner").select("subject_id", code="above")
+    found = pairs.join(asked.unique(), on=["subject_id", "code"], how="semi")
+    return found["subject_id"].to_numpy(), found["code"].to_numpy()
 
 
 def _to_parents(rare: pl.DataFrame, depth: int) -> pl.DataFrame:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float64, Int64, Integer
+from jaxtyping import Bool, Int64, Integer
 
 from ehrsequencing.errors import EhrError, Exit
-from ehrsequencing.tokens.sequences import US_PER_DAY, Events, RowLayout, births, place, sorted_events, years
-from ehrsequencing.tokens.store import TokenStore
+from ehrsequencing.tokens.placed import Events, Placed
+from ehrsequencing.tokens.sequences import RowLayout, years
+from ehrsequencing.tokens.store import Counts, TokenStore
 from ehrsequencing.tokens.tokenizer import Tokenizer
-from ehrsequencing.tokens.visits import Spans
+from ehrsequencing.tokens.visits import US_PER_DAY, Spans
 from ehrsequencing.tokens.vocabulary import CLS
 
 OVERLAPPING = 3
@@ -98,14 +99,15 @@ def tokenize_windows(history: pl.DataFrame, records: pl.DataFrame, tokenizer: To
         what = f"visits by '{tokenizer.config.visit_column}' may overlap: one would be predicted before it ended"
         fix = "leave out tokens.visit_column: for predictions at every visit, a visit is a calendar day"
         raise EhrError(what, "tokens.visit_column", fix, code=Exit.CONFIG)
-    keys, own = place(history, records, None)
+    placed = Placed.of(history, records, tokenizer)
+    keys = placed.keys
     if keys["subject_id"].is_duplicated().any():
         raise EhrError("a subject occurs twice", "records", "give every record once", code=Exit.DATA)
-    events = sorted_events(own, tokenizer)
+    events = placed.events()
     spans = Spans.of(events.row, events.static, events.key, keys.height)
     plan = _Plan.of(spans, tokenizer.config.max_tokens)
     content = _Content.of(plan, keys.height)
-    tokens = _store(events, plan, content, births(own, keys.height), keys, tokenizer)
+    tokens = _store(events, plan, content, keys, tokenizer)
     return Windows(tokens, _visits(events, plan, content, keys))
 
 
@@ -219,12 +221,11 @@ def _store(
     events: Events,
     plan: _Plan,
     content: _Content,
-    birth: Float64[np.ndarray, " N"],
     keys: pl.DataFrame,
     tokenizer: Tokenizer,
 ) -> TokenStore:
     layout = RowLayout.of(content.window, len(content.name))
-    at, record = content.token, content.record
+    at, record, birth = content.token, content.record, events.birth
     static = plan.spans.static
     ends = keys["prediction_time"].to_physical().to_numpy()[record].copy()  # [W]
     dated = content.visit > 0
@@ -238,20 +239,21 @@ def _store(
         value=layout.fill(events.value[at], np.nan, np.float32),
         age=layout.fill(age[at], np.nan, np.float32),
         visit=layout.fill(content.visit, 0, np.int32),
-        gap=layout.fill(plan.spans.gaps(events.time)[at] / US_PER_DAY, 0.0, np.float32),
+        gap=layout.fill(plan.spans.gaps(events.time)[at], 0.0, np.float32),
         day=layout.fill(day, 0.0, np.float32),
         offsets=layout.offsets,
         subject_id=keys["subject_id"].to_numpy().astype(np.int64)[record],
         prediction_time=ends.astype("datetime64[us]"),
         truncated=content.name % content.most > 0,
         tokenizer_fingerprint=tokenizer.fingerprint,
-        counts={
-            "fallback_share": float(events.fallback[at].sum() / max(len(at), 1)),
-            "bad_values": events.bad_values,
-            "left_out_tokens": int(len(events.row) - len(np.unique(at))),
-            "rows_without_birth": int(np.isnan(birth).sum()),
-            "events_before_birth": int((events.time < birth[events.row])[~static].sum()),
-        },
+        counts=Counts(
+            tokens=len(at),
+            fallbacks=int(events.fallback[at].sum()),
+            bad_values=events.bad_values,
+            left_out_tokens=int(len(events.row) - len(np.unique(at))),
+            rows_without_birth=int(np.isnan(birth).sum()),
+            events_before_birth=int((events.time < birth[events.row])[~static].sum()),
+        ).to_json(),
     )
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float64, Int64, Integer
 
 from ehrsequencing.batches import cut_at
 from ehrsequencing.tokens import TokenStore
+from ehrsequencing.tokens.numbers import distinct
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,27 +142,39 @@ def next_codes(store: TokenStore, moments: Moments, vocab_size: int) -> Bool[np.
 
 
 def frequent_codes(
-    store: TokenStore, n: int, predicted: Bool[np.ndarray, " V"], *, dated_only: bool = True
+    store: TokenStore,
+    n: int,
+    predicted: Bool[np.ndarray, " V"],
+    rows: Int64[np.ndarray, " m"] | None = None,
+    *,
+    dated_only: bool = True,
 ) -> tuple[Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
     """The ``n`` codes of most subjects among those to be predicted (ties by id), and their subjects; unless asked
-    otherwise only of dated ones."""
+    otherwise only of dated ones. ``rows`` are those that count; None is all."""
     vocab = len(predicted)
-    _, subject = np.unique(store.subject_id, return_inverse=True)
-    owner = np.repeat(subject, store.lengths)  # [T]
-    dated = ((store.visit > 0) | (not dated_only)) & predicted[store.code]
-    pairs = np.unique(owner[dated] * vocab + store.code[dated])
-    count = np.bincount(pairs % vocab, minlength=vocab)  # [V]
+    count = np.zeros(vocab, dtype=np.int64)  # [V]
+    for own in map(store.take, store.groups(rows)):
+        _, subject = np.unique(own.subject_id, return_inverse=True)
+        owner = np.repeat(subject, own.lengths)  # [T]
+        dated = ((own.visit > 0) | (not dated_only)) & predicted[own.code]
+        pairs = distinct(owner[dated] * vocab + own.code[dated])
+        count += np.bincount(pairs % vocab, minlength=vocab)
     order = np.argsort(-count, kind="stable")[:n]
     order = order[count[order] > 0]
     return order, count[order]
 
 
-def visit_log_odds(store: TokenStore, vocab_size: int) -> Float64[np.ndarray, " V"]:
+def visit_log_odds(
+    store: TokenStore, vocab_size: int, rows: Int64[np.ndarray, " m"] | None = None
+) -> Float64[np.ndarray, " V"]:
     """Log odds of each code's standing in a visit that follows another; half a visit is added to both sides."""
-    row = np.repeat(np.arange(len(store)), store.lengths)  # [T]
-    later = store.visit > 1
-    most = int(store.visit.max(initial=0)) + 1
-    visit = row[later].astype(np.int64) * most + store.visit[later]
-    n_visits = len(np.unique(visit))
-    count = np.bincount(np.unique(visit * vocab_size + store.code[later]) % vocab_size, minlength=vocab_size)  # [V]
+    n_visits, count = 0, np.zeros(vocab_size, dtype=np.int64)  # [V]
+    for own in map(store.take, store.groups(rows)):
+        row = np.repeat(np.arange(len(own)), own.lengths)  # [T]
+        later = own.visit > 1
+        most = int(own.visit.max(initial=0)) + 1
+        visit = row[later].astype(np.int64) * most + own.visit[later]
+        n_visits += len(distinct(visit))
+        codes = distinct(visit * vocab_size + own.code[later]) % vocab_size
+        count += np.bincount(codes, minlength=vocab_size)
     return np.log((count + 0.5) / (n_visits - count + 0.5))

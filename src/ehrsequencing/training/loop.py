@@ -56,8 +56,8 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: epochs, patience (None: no early stopping), patients a step, optimiser, seed, and which
-    parts go slower."""
+    """How long and how fast: epochs, patience (None: no early stopping), patients a step, optimiser, seed, which
+    parts go slower, and the most steps in all (None: all epochs are whole)."""
 
     epochs: int
     batch_size: int
@@ -65,6 +65,12 @@ class Schedule:
     patience: int | None = None
     seed: int = 0
     pacing: Pacing = EVEN
+    max_steps: int | None = None
+
+    def steps(self, n_rows: int) -> int:
+        """Optimiser steps in all, over so many rows."""
+        every = self.epochs * math.ceil(n_rows / self.batch_size)
+        return every if self.max_steps is None else min(every, self.max_steps)
 
 
 @dataclass
@@ -193,7 +199,9 @@ class _Run:
         self.generator = np.random.default_rng(schedule.seed)
         self.steps = math.ceil(objective.n_rows / schedule.batch_size)
         self.optimizer = make_optimizer(model, schedule.optimizer, schedule.pacing)
-        factor = warmup_cosine(schedule.epochs * self.steps, schedule.optimizer.warmup_fraction)
+        self.total = schedule.steps(objective.n_rows)
+        self.epochs = math.ceil(self.total / self.steps)
+        factor = warmup_cosine(self.total, schedule.optimizer.warmup_fraction)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.checkpoints, self.history = Checkpoints(), list[Epoch]()
         self.selected: int | None = None
@@ -210,7 +218,7 @@ class _Run:
         epoch, patience = len(self.history) - 1, self.schedule.patience
         since = max(self.checkpoints.best_epoch, self.schedule.pacing.last_thaw)  # nobody waits for what cannot move
         impatient = patience is not None and epoch >= 0 and epoch - since >= patience
-        return impatient or len(self.history) == self.schedule.epochs
+        return impatient or len(self.history) == self.epochs
 
     def one_epoch(self, store: StateStore | None) -> None:
         """The epoch's remaining steps, then its validation."""
@@ -218,9 +226,10 @@ class _Run:
         self.model.train()
         self.generator.bit_generator.state = self.order
         batches = epoch_batches(self.objective.n_rows, self.schedule.batch_size, self.generator)
-        for rows in itertools.islice(batches, len(self.losses), None):
+        steps = min(self.steps, self.total - epoch * self.steps)
+        for rows in itertools.islice(batches, len(self.losses), steps):
             self._step(rows)
-            self.progress(Tick(self.title, epoch + len(self.losses) / (self.steps + 1), self.schedule.epochs))
+            self.progress(Tick(self.title, epoch + len(self.losses) / (steps + 1), self.epochs))
             self._save_if_due(store)
         loss = self._mean_loss()
         if self.audit is not None and epoch == 0:
@@ -257,7 +266,7 @@ class _Run:
         self.checkpoints.offer(epoch, metrics["score"], self.model, keep_all=self.keep_all)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if _is_told(name))
         said = f"epoch {epoch + 1}: loss {loss:.4f}  {shown}"
-        self.progress(Tick(self.title, epoch + 1, self.schedule.epochs, said))
+        self.progress(Tick(self.title, epoch + 1, self.epochs, said))
 
     def finish(self, choose: Callable[[list[Epoch]], int] | None, store: StateStore | None) -> list[Epoch]:
         """Leave the model at the selected epoch, and keep the finished state where one is kept."""
@@ -272,7 +281,7 @@ class _Run:
                 store.save(self.snapshot(), self.checkpoints.kept)
         restore(self.model, self.checkpoints.kept[self.selected])
         said = f"kept epoch {self.selected + 1} of {len(self.history)}"
-        self.progress(Tick(self.title, self.schedule.epochs, self.schedule.epochs, said))
+        self.progress(Tick(self.title, self.epochs, self.epochs, said))
         return self.history
 
     def _save_if_due(self, store: StateStore | None) -> None:
@@ -310,7 +319,7 @@ class _Run:
         kept = store.load()
         if kept is None:
             if store.note:
-                self.progress(Tick(self.title, 0, self.schedule.epochs, store.note))
+                self.progress(Tick(self.title, 0, self.epochs, store.note))
             return False
         state, self.checkpoints.kept = kept
         facts = state.facts
@@ -328,5 +337,5 @@ class _Run:
         self.selected, self.spent, self.started = facts["selected"], facts["spent"], time.perf_counter()
         epoch, step = len(self.history) + 1, len(self.losses)
         said = "finished earlier" if self.selected is not None else f"resumed in epoch {epoch}, after {step} steps"
-        self.progress(Tick(self.title, epoch - 1, self.schedule.epochs, said))
+        self.progress(Tick(self.title, epoch - 1, self.epochs, said))
         return self.selected is not None

@@ -242,20 +242,23 @@ def pretrain(
     )
     vectors = _given_vectors(model, tokenizer, store, size.code_vectors)
     order = np.random.default_rng(seed).permutation(np.unique(subject))
-    validates = np.isin(subject, order[: max(1, round(config.validation_fraction * len(order)))])
+    n_validate = min(max(1, round(config.validation_fraction * len(order))), config.validation_subjects)
+    validates = np.isin(subject, order[:n_validate])
     train_rows = usable[~validates]
-    training = Training.of(model, store.take(train_rows), tokenizer, config, seed)
+    training = Training.of(model, store, tokenizer, config, seed, train_rows)
     makers = {name: OBJECTIVES[name].make_head for name in sorted(config.objectives)}
     heads = nn.ModuleDict({name: make(training, tokenizer) for name, make in makers.items() if make is not None})
     objective = Mixture(training, heads, train_rows, store, usable[validates])
     learner = _Learner(model, heads, config.objectives)
-    schedule = Schedule(config.epochs, config.batch_size, config.optimizer, None, seed)
+    schedule = Schedule(config.epochs, config.batch_size, config.optimizer, None, seed, max_steps=config.max_steps)
     audit = FootprintAudit(learner, excused=objective.idle)
     history = train(learner, objective, schedule, title="pretraining", progress=progress, audit=audit, resume=resume,
                     device=compute().device)  # fmt: skip
     learner.eval()
     notes = {"notes": audit.notes} if audit.notes else {}
-    return Pretrained(model, _record(history, objective, store, tokenizer) | vectors | notes, heads)
+    return Pretrained(
+        model, _record(history, schedule.steps(len(train_rows)), objective, store, tokenizer) | vectors | notes, heads
+    )
 
 
 def _given_vectors(
@@ -269,7 +272,9 @@ def _given_vectors(
     return {"code_vectors": {"file": Path(file).name, "digest": digest_of([*given.codes, given.vectors]), **covered}}
 
 
-def _record(history: list[Epoch], objective: Mixture, store: TokenStore, tokenizer: Tokenizer) -> dict[str, Any]:
+def _record(
+    history: list[Epoch], steps: int, objective: Mixture, store: TokenStore, tokenizer: Tokenizer
+) -> dict[str, Any]:
     best = next(epoch for epoch in history if epoch.best)
     return {
         "objective": " + ".join(name.replace("-", " ") for name in objective.weights),
@@ -283,6 +288,7 @@ def _record(history: list[Epoch], objective: Mixture, store: TokenStore, tokeniz
         "tokens_fingerprint": store.fingerprint,
         "settings": objective.config.model_dump(mode="json"),
         "seed": objective.training.seed,
+        "steps": steps,
         "seconds": sum(epoch.seconds for epoch in history),
         **{name: value for name, value in best.metrics.items() if name != "score"},
         "history": [epoch.to_dict() for epoch in history],

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, huber_loss
 
@@ -45,6 +45,7 @@ class Training:
 
     Attributes:
         predicted: which ids may be asked for by name: no special token, none of the excluded codes.
+        rows: of ``store``; the others are no training subjects'.
     """
 
     model: BEHRTForMaskedLM
@@ -53,17 +54,26 @@ class Training:
     seed: int
     predicted: Bool[np.ndarray, " V"]
     most_frequent: int
+    rows: Int64[np.ndarray, " m"]
 
     @classmethod
     def of(
-        cls, model: BEHRTForMaskedLM, store: TokenStore, tokenizer: Tokenizer, config: PretrainConfig, seed: int
+        cls,
+        model: BEHRTForMaskedLM,
+        store: TokenStore,
+        tokenizer: Tokenizer,
+        config: PretrainConfig,
+        seed: int,
+        rows: Int64[np.ndarray, " m"] | None = None,
     ) -> Training:
+        """Of the given rows of ``store``; None is all of them."""
         vocab = model.config.vocab_size
-        counts = np.bincount(store.code, minlength=vocab)[N_SPECIAL:]
+        rows = np.arange(len(store)) if rows is None else rows
+        counts = store.code_counts(vocab, rows)[N_SPECIAL:]
         predicted = np.arange(vocab) >= N_SPECIAL
         excluded = excluded_ids(tokenizer, config.exclude_codes)
         predicted[excluded] = False
-        return cls(model, store, config, seed, predicted, N_SPECIAL + int(counts.argmax()))
+        return cls(model, store, config, seed, predicted, N_SPECIAL + int(counts.argmax()), rows)
 
     @property
     def sizes(self) -> BEHRTConfig:
@@ -74,6 +84,17 @@ class Training:
     def causal(self) -> bool:
         """Whether the encoder reads under the block-causal mask."""
         return bool(self.sizes.attention == "block_causal")
+
+    @property
+    def most_visits(self) -> int:
+        """Of one record."""
+        groups = map(self.store.take, self.store.groups(self.rows))
+        return max((int(own.visit.max(initial=0)) for own in groups), default=0)
+
+    @property
+    def has_values(self) -> bool:
+        """Whether any token carries a value."""
+        return any(np.isfinite(own.value).any() for own in map(self.store.take, self.store.groups(self.rows)))
 
     def moments(self, store: TokenStore, generator: np.random.Generator) -> Moments:
         """After which visits the future is predicted: several of a record, or the one at which it is cut."""
@@ -275,7 +296,9 @@ def _misses(truth: Summary, codes: Float[Tensor, "B 4 N"], values: Float[Tensor,
 
 
 def _summary_head(training: Training, tokenizer: Tokenizer) -> SummaryHead:
-    codes, _ = frequent_codes(training.store, training.config.summary_codes, training.predicted, dated_only=False)
+    codes, _ = frequent_codes(
+        training.store, training.config.summary_codes, training.predicted, training.rows, dated_only=False
+    )
     if len(codes) == 0:
         raise EhrError("no code to sum up", "record-summary", "leave this objective out")
     valued = [code for code in tokenizer.value_codes if training.predicted[code]]
@@ -285,12 +308,12 @@ def _summary_head(training: Training, tokenizer: Tokenizer) -> SummaryHead:
 
 
 def _refuse_single_visits(training: Training, name: str) -> None:
-    if int(training.store.visit.max(initial=0)) < 2:
+    if training.most_visits < 2:
         raise EhrError("no record has a second visit to predict", name, "leave this objective out")
 
 
 def _value_head(training: Training, tokenizer: Tokenizer) -> ValueHead:
-    if not np.isfinite(training.store.value).any():
+    if not training.has_values:
         raise EhrError("no value to guess in the records", "masked-values", "leave this objective out")
     return ValueHead(training.sizes)
 
@@ -298,7 +321,7 @@ def _value_head(training: Training, tokenizer: Tokenizer) -> ValueHead:
 def _next_visit_head(training: Training, tokenizer: Tokenizer) -> NextVisitHead:
     _refuse_single_visits(training, "next-visit")
     head = NextVisitHead(training.sizes)
-    log_odds = visit_log_odds(training.store, training.sizes.vocab_size)
+    log_odds = visit_log_odds(training.store, training.sizes.vocab_size, training.rows)
     head.set_marginal(torch.from_numpy(log_odds).float(), torch.from_numpy(training.predicted))
     return head
 
@@ -306,11 +329,11 @@ def _next_visit_head(training: Training, tokenizer: Tokenizer) -> NextVisitHead:
 def _time_to_event_head(training: Training, tokenizer: Tokenizer) -> TimeToEventHead:
     _refuse_single_visits(training, "time-to-event")
     config = training.config
-    codes, _ = frequent_codes(training.store, config.n_codes, training.predicted)
+    codes, _ = frequent_codes(training.store, config.n_codes, training.predicted, training.rows)
     if len(codes) == 0:
         raise EhrError("no dated code to predict", "time-to-event", "leave this objective out, or exclude fewer codes")
     generator = np.random.default_rng(training.seed)
-    rows = np.sort(generator.permutation(len(training.store))[:FIT_ROWS])
+    rows = training.rows[np.sort(generator.permutation(len(training.rows))[:FIT_ROWS])]
     store = training.store.take(rows)
     found = waits(store, training.moments(store, generator), codes, training.sizes.vocab_size)
     edges = quantile_edges(found.duration[found.event], config.n_pieces)
