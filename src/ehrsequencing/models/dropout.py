@@ -28,7 +28,7 @@ def keep(like: Float[Tensor, "*shape"], kept: int) -> Float[Tensor, "*shape"]:
 
     >>> _ = torch.manual_seed(0)
     >>> keep(torch.zeros(8), LEVELS // 2)
-    tensor([1., 1., 1., 0., 1., 1., 0., 1.])
+    tensor([1., 1., 0., 1., 1., 1., 1., 1.])
     """
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)  # all 64 bits
     bits = words.view(torch.int16)[: like.numel()].view(like.shape)  # -LEVELS/2 to LEVELS/2 - 1
