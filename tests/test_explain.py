@@ -33,8 +33,9 @@ def bundle(dataset, prepared, encoder, recipe) -> Bundle:
 
 @pytest.fixture(scope="module")
 def folder(bundle, tmp_path_factory):
-    bundle.save(tmp_path_factory.mktemp("bundles") / "one")
-    return tmp_path_factory.getbasetemp() / "bundles0" / "one"
+    place = tmp_path_factory.mktemp("bundles") / "one"
+    bundle.save(place)
+    return place
 
 
 @pytest.fixture(scope="module")
