@@ -27,13 +27,8 @@ def keep(like: Float[Tensor, "*shape"], kept: int) -> Float[Tensor, "*shape"]:
     """1 with probability ``kept``/LEVELS, else 0, in the shape and type of a tensor on a CPU.
 
     >>> _ = torch.manual_seed(0)
-<<<<<<< HEAD
     >>> keep(torch.zeros(100_000), LEVELS // 4).mean().round(decimals=2)
     tensor(0.2500)
-=======
-    >>> keep(torch.zeros(8), LEVELS // 2)
-    tensor([1., 1., 0., 1., 1., 1., 1., 1.])
->>>>>>> steps
     """
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)  # all 64 bits
     bits = words.view(torch.int16)[: like.numel()].view(like.shape)  # -LEVELS/2 to LEVELS/2 - 1
