@@ -10,12 +10,15 @@ import polars as pl
 import pytest
 import torch
 
+from ehrsequencing import pairs
 from ehrsequencing.attribution.explaining import _Explained
 from ehrsequencing.attribution.records import Records
 from ehrsequencing.attribution.risk import RowRisk
 from ehrsequencing.batches import SurvivalData, collate
 from ehrsequencing.config import TRAIN, FeaturesConfig, TaskConfig, TokensConfig
+from ehrsequencing.errors import EhrError
 from ehrsequencing.features import FeatureSpec, build_features, build_pairs, widespread
+from ehrsequencing.models.adapter_files import load_adapter, save_adapter, switch_adapter
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.pair_reader import read_pairs
@@ -157,6 +160,84 @@ def test_what_one_code_says_is_no_pair():
     outcome = [pl.Series("duration", np.minimum(time, 1.4)), pl.Series("event", (time < 1.4).astype(np.int8))]
     data = replace(data, rows=data.rows.with_columns(outcome))
     assert find_pairs(data, widespread(history, data.rows[rows], spec.config), rows, 365.0) == ()
+
+
+@pytest.mark.parametrize("says", ["since the first", "how often"])
+def test_a_strong_effect_of_one_code_makes_no_pair(says):
+    data, spec, history = drawn(2_500, 0.0, 4)
+    if says == "how often":
+        rng = np.random.default_rng(1)
+        often = [(i, "A", int(day)) for i in range(2_500) for day in rng.integers(1, 1_000, rng.poisson(1.5))]
+        history = pl.concat([history, events(*often)])
+    own = (
+        history.filter(pl.col("code") == "A")
+        .group_by("subject_id")
+        .agg(pl.len().alias("count"), first=(NOW - pl.col("time").min()).dt.total_days())
+    )
+    found = data.rows.join(own, on="subject_id", how="left", maintain_order="left").fill_null(0)
+    effect = found["first"].to_numpy() / 400 if says == "since the first" else np.log1p(found["count"].to_numpy())
+    time = np.random.default_rng(0).exponential(np.exp(1 - effect))
+    outcome = [pl.Series("duration", np.minimum(time, 1.4)), pl.Series("event", (time < 1.4).astype(np.int8))]
+    rows = data.rows.with_columns(outcome)
+    spec = FeatureSpec.fit(history, rows.filter(pl.col("split") == TRAIN), FeaturesConfig())
+    data = replace(data, rows=rows, features=build_features(history, rows, spec))
+    at = searched_rows(data)
+    assert find_pairs(data, widespread(history, data.rows[at], spec.config), at, 365.0) == ()
+
+
+def test_rows_of_a_subject_are_no_independent_evidence():
+    """The same 250 patients twelve times over say as little as once."""
+    data, spec, history = drawn(420, 0.0, 6)
+    many = np.tile(np.arange(420), 12)
+    minutes = pl.Series("prediction_time", [NOW + dt.timedelta(minutes=int(i)) for i in np.repeat(np.arange(12), 420)])
+    rows = data.rows[many].with_columns(minutes.cast(pl.Datetime("us")))
+    again = pl.concat(
+        [history.with_columns(pl.lit(NOW + dt.timedelta(minutes=i)).cast(pl.Datetime("us")).alias("prediction_time"))
+         for i in range(12)]
+    )  # fmt: skip
+    data = replace(
+        data,
+        rows=rows,
+        tokens=tokenize(again, rows, data.tokenizer),
+        features=build_features(again, rows, spec),
+    )
+    at = searched_rows(data)
+    assert len(at)
+    assert find_pairs(data, widespread(again, data.rows[at], spec.config), at, 365.0) == ()
+
+
+def test_joining_in_blocks_changes_nothing(monkeypatch):
+    whole = widespread(HISTORY, ROWS, FeaturesConfig(min_subjects=1))
+    monkeypatch.setattr(pairs, "JOINED", 1)
+    parts = widespread(HISTORY, ROWS, FeaturesConfig(min_subjects=1))
+    for name in ("row", "pair", "day", "earliest", "latest", "days"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
+
+
+def test_rows_in_another_order_have_their_own_pairs(paired):
+    encoder = BEHRTModel(BEHRTConfig.small(paired.tokenizer.vocab_size, num_hidden_layers=1))
+    model = finetune(paired, "frozen-ridge", RECIPES["small"], encoder).model
+    order = np.random.default_rng(0).permutation(len(paired))
+    mixed = replace(
+        paired, rows=paired.rows[order], tokens=paired.tokens.take(order), features=paired.features.take(order)
+    )
+    cache = FeatureCache()
+    cache.get(model, paired)
+    torch.testing.assert_close(cache.get(model, mixed), FeatureCache().get(model, mixed))
+
+
+def test_an_adapter_brings_its_own_pairs(paired, tmp_path):
+    """Over a model with other pairs the file is refused; a switch takes its pairs along."""
+    encoder = BEHRTModel(BEHRTConfig.small(paired.tokenizer.vocab_size, num_hidden_layers=1))
+    recipe = replace(RECIPES["small"], epochs=1)
+    own = finetune(paired, "lora", recipe, encoder).model
+    other = finetune(replace(paired, pairs=(Pair("together", "C", "D"),)), "lora", recipe, encoder).model
+    save_adapter(own, tmp_path / "own.safetensors")
+    with pytest.raises(EhrError, match="other pairs"):
+        load_adapter(other, tmp_path / "own.safetensors")
+    switched = switch_adapter(other, tmp_path / "own.safetensors").eval()
+    batch = collate(paired.tokens, np.arange(40))
+    torch.testing.assert_close(switched(batch), own.eval()(batch))
 
 
 def test_few_outcomes_are_not_searched():

@@ -6,8 +6,9 @@ outcome (``models.pair_search``). Sequences of two codes as predictors: Estiri e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 
 import numpy as np
@@ -15,6 +16,8 @@ import polars as pl
 from jaxtyping import Bool, Float32, Int32, Int64, Integer
 
 NEVER = -1
+JOINED = 4_000_000
+"""Entries that codes of one day, joined with themselves, may have at once: bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Occurrences:
 
     Attributes:
         earliest, latest: of each code; ``NEVER`` where it was not recorded with a time.
+        days: on how many days each code was recorded.
         row, pair, day: one entry for each two codes i < j that a history has on one day: i·C + j, and the latest
             such day.
     """
@@ -48,6 +52,7 @@ class Occurrences:
     codes: tuple[str, ...]
     earliest: Int32[np.ndarray, "n C"]
     latest: Int32[np.ndarray, "n C"]
+    days: Int32[np.ndarray, "n C"]
     row: Int64[np.ndarray, " e"]
     pair: Int64[np.ndarray, " e"]
     day: Int64[np.ndarray, " e"]
@@ -60,20 +65,16 @@ class Occurrences:
         known = events.filter(pl.col("code").is_in(codes)).select(
             "row", pl.col("code").cast(pl.Enum(codes)).to_physical().cast(pl.Int64), "day"
         )
-        known = known.unique()
-        extremes = known.group_by("row", "code").agg(first=pl.col("day").max(), last=pl.col("day").min())
+        known = known.unique().sort("row")
+        extremes = known.group_by("row", "code").agg(first=pl.col("day").max(), last=pl.col("day").min(), days=pl.len())
         earliest, latest = (np.full((n, width), NEVER, dtype=np.int32) for _ in range(2))
+        days = np.zeros((n, width), dtype=np.int32)
         at = extremes["row"].to_numpy(), extremes["code"].to_numpy()
         earliest[at], latest[at] = extremes["first"].to_numpy(), extremes["last"].to_numpy()
-        both = (
-            known.join(known, on=["row", "day"], suffix="_other")
-            .filter(pl.col("code") < pl.col("code_other"))
-            .group_by("row", (pl.col("code") * width + pl.col("code_other")).alias("pair"))
-            .agg(pl.col("day").min())
-            .sort("pair", "row")
-        )
+        days[at] = extremes["days"].to_numpy()
+        both = pl.concat(_joint(block, width) for block in _blocks(known)).sort("pair", "row")
         found = (both[name].cast(pl.Int64).to_numpy() for name in ("row", "pair", "day"))
-        return cls(tuple(codes), earliest, latest, *found)
+        return cls(tuple(codes), earliest, latest, days, *found)
 
     def __len__(self) -> int:
         return len(self.earliest)
@@ -81,6 +82,29 @@ class Occurrences:
     def has(self, code: int) -> Bool[np.ndarray, " n"]:
         """Which histories have the code of that number."""
         return self.earliest[:, code] != NEVER
+
+
+def _blocks(known: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Whole rows whose days, each joined with itself, have about ``JOINED`` entries together; one block at least."""
+    size = known.group_by("row", "day").len().group_by("row").agg((pl.col("len").cast(pl.Int64) ** 2).sum()).sort("row")
+    block = (size["len"].cum_sum() // JOINED).to_numpy()
+    first = np.flatnonzero(np.diff(block, prepend=-1)) if len(block) else np.zeros(0, np.int64)
+    edges = [*size["row"].to_numpy()[first], None]
+    if len(edges) == 1:
+        yield known
+    for low, high in pairwise(edges):
+        below = pl.lit(True) if high is None else pl.col("row") < high
+        yield known.filter((pl.col("row") >= low) & below)
+
+
+def _joint(known: pl.DataFrame, width: int) -> pl.DataFrame:
+    """``row, pair, day``: the latest day on which a row has both codes of a pair."""
+    return (
+        known.join(known, on=["row", "day"], suffix="_other")
+        .filter(pl.col("code") < pl.col("code_other"))
+        .group_by("row", (pl.col("code") * width + pl.col("code_other")).alias("pair"))
+        .agg(pl.col("day").min())
+    )
 
 
 Columns = Callable[[Occurrences, int, Integer[np.ndarray, " m"], float], Float32[np.ndarray, "n m"]]

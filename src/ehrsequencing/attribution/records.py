@@ -143,8 +143,9 @@ def feature_attributions(
     if records.history is None:
         raise ValueError("attributions to features need the history they were built from")
     row, place = np.nonzero(attribution)
-    named = {pair.name: (pair.kind, [pair.first, pair.second]) for pair in pairs}
-    kind, codes = zip(*(named.get(names[column]) or _kind_and_codes(names[column]) for column in columns), strict=True)
+    first = len(names) - len(pairs)  # columns of pairs come last
+    kind, codes = zip(*(_kind_and_codes(names[at], pairs[at - first : at - first + 1] if at >= first else ())
+                        for at in columns), strict=True)  # fmt: skip
     given = pl.DataFrame(
         {
             "row": row,
@@ -161,7 +162,9 @@ def feature_attributions(
     return pl.concat(parts).cast(LONG)  # type: ignore[arg-type]
 
 
-def _kind_and_codes(name: str) -> tuple[str, list[str]]:
+def _kind_and_codes(name: str, pair: tuple[Pair, ...]) -> tuple[str, list[str]]:
+    if pair:
+        return pair[0].kind, [pair[0].first, pair[0].second]
     if name in RECORD_COLUMNS:
         return "", [AGE if name == "age" else RECORD]
     kind, _, code = name.partition(":")

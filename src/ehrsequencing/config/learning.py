@@ -106,7 +106,7 @@ class PretrainConfig(Strict):
     validation_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="share of the subjects kept to choose the epoch"
     )
-    validation_subjects: int = Field(default=10_000, ge=1, description="of them, at most so many are read")
+    validation_subjects: int = Field(default=10_000, ge=1, description="at most so many subjects are kept for it")
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, weight_decay=1e-2)
 
 

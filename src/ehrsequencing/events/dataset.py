@@ -30,11 +30,13 @@ _MEDS_PAGE = "convert it to MEDS 0.4 (data/**/*.parquet with subject_id, time, c
 class MedsDataset:
     """A folder with ``data/**/*.parquet`` and, where its maker wrote them, ``metadata/`` files.
 
-    ``files`` are the shards of a part of it (see ``parts``); None is all of them.
+    ``files`` are the shards of a part of it (see ``parts``), which has the ``columns`` of the whole; None is all of
+    them.
     """
 
     root: Path
     files: tuple[Path, ...] | None = None
+    columns: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def open(cls, root: Path | str) -> MedsDataset:
@@ -73,7 +75,9 @@ class MedsDataset:
         return late_records(self._as_written().select("subject_id", "time", "code"))
 
     def _as_written(self) -> pl.LazyFrame:
-        return pl.concat([self.scan_shard(shard) for shard in self.shards()], how="diagonal_relaxed")
+        shards = [self.scan_shard(shard) for shard in self.shards()]
+        whole = [pl.LazyFrame(schema=dict(self.columns))] if self.columns else []
+        return pl.concat([*whole, *shards], how="diagonal_relaxed")
 
     @staticmethod
     def scan_shard(path: Path) -> pl.LazyFrame:
@@ -167,7 +171,8 @@ class MedsDataset:
                 room = events
             found[-1] += [shards[at] for at in group]
             room -= size
-        return [MedsDataset(self.root, tuple(sorted(part))) for part in found]
+        columns = tuple(self._as_written().collect_schema().items())
+        return [MedsDataset(self.root, tuple(sorted(part)), columns) for part in found]
 
     def describe(self) -> dict[str, Any]:
         """What ``metadata/dataset.json`` says; empty where there is none."""

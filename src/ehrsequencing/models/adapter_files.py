@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ehrsequencing.models.lora import (
     tensor_bytes,
 )
 
-HEAD_SETTINGS = ("head", "hazards", "head_hidden", "head_dropout", "n_bins", "n_causes")
+HEAD_SETTINGS = ("head", "hazards", "head_hidden", "head_dropout", "n_bins", "n_causes", "pairs")
 """Of a model's configuration: what its head is rebuilt from."""
 READING_SETTINGS = ("architecture", "attention", "relations", "predict_at")
 """Of a model's configuration: how records are read, which no weight tells."""
@@ -59,6 +59,8 @@ class AdapterFile:
         behrt: Any = model.behrt
         if self.base != base_digest(behrt, self.train_embeddings, self.train_norms):
             raise _misfit(self.path, "it was trained over another base encoder")
+        if _pairs(self.head.get("pairs", ())) != _pairs(behrt.config.pairs):
+            raise _misfit(self.path, "it was trained with other pairs of codes")
         wanted = self._expected_shapes(model)
         odd = sorted(
             name
@@ -140,7 +142,7 @@ def switch_adapter(model: nn.Module, path: str | Path) -> nn.Module:
         raise _misfit(path, f"it was trained under another {' and '.join(differing)}")
     other: Any = copy.deepcopy(model)
     drop_adapter(other.behrt)
-    for name, value in file.head.items():
+    for name, value in {"pairs": [], **file.head}.items():
         setattr(other.config, name, value)
     other.hazard_head = HEADS[other.config.head](other.config)
     load_adapter(other, path)
@@ -178,6 +180,10 @@ def base_digest(behrt: nn.Module, without_embeddings: bool = False, without_norm
 def _reading(config: Any) -> dict[str, Any]:
     found = {name: getattr(config, name) for name in READING_SETTINGS}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
+def _pairs(given: Sequence[Sequence[str | int]]) -> list[list[str | int]]:
+    return [list(pair) for pair in given]
 
 
 def _travels(name: str, embeddings: bool, norms: bool) -> bool:

@@ -86,7 +86,7 @@ def _facts(data: SurvivalData, fitted: FineTuned) -> dict[str, Any]:
         "parameters": fitted.counts,
         "footprint": footprint(fitted.model),
         "seconds": fitted.seconds,
-        "notes": fitted.notes,
+        "notes": [*fitted.notes, *_pairs_read(data)],
         "tuning": tuning,
         "tuning_text": text,
         "trained_on": f"{_count(len(train))} patients with {_count(int((train.event == 1).sum()))} outcomes",
@@ -95,6 +95,12 @@ def _facts(data: SurvivalData, fitted: FineTuned) -> dict[str, Any]:
         "tokenizer_fingerprint": data.tokenizer.fingerprint,
         "grid_fingerprint": data.grid.fingerprint,
     }
+
+
+def _pairs_read(data: SurvivalData) -> list[str]:
+    """The pairs of codes that heads and wide read, for people."""
+    names = "; ".join(pair.name for pair in data.pairs)
+    return [f"pairs of codes found on the training rows: {names}"] if data.pairs else []
 
 
 def _count(n: int) -> str:

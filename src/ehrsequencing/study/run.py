@@ -212,7 +212,7 @@ def _fit_all(
         tokens = {
             "tokens": prepared.data.tokens.stats,
             "token_fingerprint": prepared.data.tokens.fingerprint,
-            "n_features": len(prepared.features.names),
+            "n_features": len(prepared.data.features.names),
         }
     return scored, grids, tokens
 

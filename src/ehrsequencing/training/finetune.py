@@ -57,15 +57,14 @@ class FeatureCache:
     def get(self, model: BEHRTForSurvival, data: SurvivalData) -> Float32[Tensor, "N F"]:
         """What the head reads of every row of ``data``, or of all of its visits, in eval mode."""
         pooled, pairs = self.pooled(model, data), model.config.pairs
-        key = f"{data.tokens.fingerprint}/{pairs}"
+        key = f"{_read_by(data)}/{pairs}"
         if pairs and key not in self._pairs:
             self._pairs[key] = pairs_of(model, data.tokens, np.arange(len(data)))
         return torch.cat([pooled, self._pairs[key]], dim=1) if pairs else pooled
 
     def pooled(self, model: BEHRTForSurvival, data: SurvivalData) -> Float32[Tensor, "N F"]:
         """Pooled vectors of every row of ``data``, or of all of its visits, under the model's encoder, in eval mode."""
-        order = hashlib.blake2b(data.tokens.subject_id.tobytes(), digest_size=16).hexdigest()
-        read = f"{data.tokens.fingerprint}/{order}" if data.visits is None else data.visits.places.fingerprint
+        read = _read_by(data) if data.visits is None else data.visits.places.fingerprint
         key = f"{module_digest(model.behrt)}/{read}/{model.config.attention}"
         if key not in self._kept:
             self._kept[key] = (
@@ -75,6 +74,13 @@ class FeatureCache:
             )
             self.encoder_passes += 1
         return self._kept[key]
+
+
+def _read_by(data: SurvivalData) -> str:
+    """Of the tokens of ``data`` and the order of its rows."""
+    tokens = data.tokens
+    order = tokens.subject_id.tobytes() + tokens.prediction_time.astype("datetime64[us]").tobytes()
+    return f"{tokens.fingerprint}/{hashlib.blake2b(order, digest_size=16).hexdigest()}"
 
 
 @dataclass
