@@ -187,8 +187,8 @@ def _chosen(
     threshold: float,
     recency_days: float,
 ) -> tuple[Pair, ...]:
-    """Of the candidates, best first, those that still tell something beside all that is known without them: the hazard's
-    columns, their own codes and the pairs chosen before."""
+    """Of the candidates, best first, those that still tell something beside all that is known without them: the columns
+    of the hazard, their own codes, the pairs chosen before."""
     chosen: list[Pair] = []
     columns = np.zeros((len(seen), 0))
     for one in candidates:
