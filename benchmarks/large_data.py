@@ -15,7 +15,7 @@ import polars as pl
 import yaml
 
 from ehrsequencing.config import SUBJECTS_PER_SHARD
-from ehrsequencing.events import BIRTH, write_dataset
+from ehrsequencing.events import BIRTH, MedsDataset, write_dataset
 
 VISITS, EVENTS_A_VISIT = (2, 36), 5.2
 """Fewest and most visits of a patient, uniformly; mean of 1 + Poisson events at each."""
@@ -104,11 +104,12 @@ def write_meds(out: Path, patients: int, seed: int = 0) -> Path:
     return out
 
 
-def write_table(out: Path, patients: int, seed: int = 0) -> Path:
-    """The same events as one CSV file, with the mapping that converts it."""
+def write_table(out: Path, meds: Path) -> Path:
+    """The events of a dataset as one CSV file, with the mapping that converts it."""
     out.mkdir(parents=True)
     with (out / "events.csv").open("wb") as file:
-        for number, events in enumerate(shards(patients, seed)):
+        for number, path in enumerate(MedsDataset.open(meds).shards()):
+            events = pl.read_parquet(path, glob=False)
             text = events.with_columns(pl.col("time").dt.strftime("%Y-%m-%dT%H:%M:%SZ"))
             text.write_csv(file, include_header=number == 0)
     (out / "mapping.yaml").write_text(yaml.safe_dump(MAPPING, sort_keys=False), encoding="utf-8")

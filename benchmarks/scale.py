@@ -121,7 +121,7 @@ def measure(size: int, kept: Kept, work: Path, seed: int) -> None:
         raw = work / f"raw-{size}"
         if not (raw / "mapping.yaml").is_file():
             shutil.rmtree(raw, ignore_errors=True)
-            write_table(raw, size, seed)
+            write_table(raw, meds)
         convert = verb("convert", "csv", raw, out / "converted", "--mapping", raw / "mapping.yaml")
         kept.measured(size, "convert", convert)
         shutil.rmtree(raw)

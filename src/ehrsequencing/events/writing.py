@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int64
 
 from ehrsequencing import files
 from ehrsequencing.errors import EhrError, Exit
@@ -90,9 +91,7 @@ def fill(
     full = (frame for frame in frames if frame.height)
     for number, frame in enumerate(full):
         shard = _as_shard(frame, f"shard {number}")
-        subjects = shard["subject_id"].unique().to_numpy()
-        _refuse_repeated(seen, subjects, number)
-        seen = np.union1d(seen, subjects)
+        seen = _with_new(seen, shard["subject_id"].unique().sort().to_numpy(), number)
         used = pl.concat([used, shard.select("code")]).unique()
         _write(meds.DataSchema, shard, folder / "data" / f"{number}.parquet")
         written += shard.height
@@ -119,11 +118,14 @@ def _as_shard(frame: pl.DataFrame, where: str) -> pl.DataFrame:
     return cast.sort(*_ORDER, nulls_last=False, maintain_order=True)
 
 
-def _refuse_repeated(seen: np.ndarray, subjects: np.ndarray, number: int) -> None:
-    repeated = np.intersect1d(seen, subjects).size
+def _with_new(seen: Int64[np.ndarray, " n"], subjects: Int64[np.ndarray, " m"], number: int) -> Int64[np.ndarray, " k"]:
+    """The subjects of the shards before and of this one, ascending; EhrError where somebody is in both."""
+    at = np.searchsorted(seen, subjects)
+    repeated = int((seen[np.minimum(at, len(seen) - 1)] == subjects).sum()) if len(seen) else 0
     if repeated:
         what = f"{repeated} subjects of shard {number} are in an earlier shard, too"
         raise EhrError(what, f"shard {number}", "give whole subjects: all events of one in one frame")
+    return np.insert(seen, at, subjects)
 
 
 def _write(schema: Any, frame: pl.DataFrame, path: Path) -> None:
