@@ -32,6 +32,9 @@ MOST_PAIRS, MOST_TRIED = 20, 100
 """So many pairs are kept, of so many of the best that are looked at closely."""
 BASE_COLUMNS = 200
 """Columns of the linear hazard whose remainder is searched: the best by univariate score."""
+OUTCOMES_A_COLUMN = 20
+"""A pair is looked at beside the hazard itself and the best of its columns, one for so many outcomes: more of them
+would take a pair's own information for theirs."""
 SEARCHED_ROWS = 20_000
 """Training rows that a search reads, at most; the pairs are then fitted on all of them."""
 
@@ -66,7 +69,8 @@ def find_pairs(data: SurvivalData, seen: Occurrences, rows: np.ndarray, recency_
         return ()
     threshold = float(chi2.isf(FAMILY_ERROR / len(scored), 1))
     candidates = sorted((one for one in scored if one.score > threshold), key=lambda one: -one.score)[:MOST_TRIED]
-    return _chosen(candidates, seen, rest, base.x[rows].astype(np.float64), threshold, recency_days)
+    outcomes = int((data.targets(rows).event == 1).sum())
+    return _chosen(candidates, seen, rest, base.said(rows, outcomes // OUTCOMES_A_COLUMN), threshold, recency_days)
 
 
 def still_better(data: SurvivalData, columns: Float[np.ndarray, "n p"]) -> bool:
@@ -89,10 +93,15 @@ class _Scored(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Base:
-    """The linear hazard of the best-scoring columns."""
+    """The linear hazard of the best-scoring columns, best first."""
 
     x: np.ndarray
     fit: RidgeHazard
+
+    def said(self, rows: np.ndarray, columns: int) -> Float64[np.ndarray, "n p"]:
+        """The hazard's own predictor of the outcome, and so many of the best columns, of some rows."""
+        predictor = self.fit.linear_predictor(self.x[rows]).reshape(len(rows), -1)[:, :1]
+        return np.concatenate([predictor, self.x[rows][:, :columns]], axis=1).astype(np.float64)
 
     @classmethod
     def of(cls, data: SurvivalData) -> _Base:
@@ -100,7 +109,7 @@ class _Base:
         values = data.features.values
         z = Standardiser.fit(values[train])(values[train])
         score = score_screen(z, data.targets(train), data.grid.n_bins)
-        kept = np.sort(np.argsort(-score, kind="stable")[:BASE_COLUMNS])
+        kept = np.argsort(-score, kind="stable")[:BASE_COLUMNS]
         return cls(values[:, kept], _fit(data, values[:, kept]))
 
 
