@@ -51,7 +51,7 @@ def run(command: Sequence[str | Path]) -> dict[str, Any]:
         output.seek(0)
         said = output.read().decode().strip()
     if child.returncode:
-        raise RuntimeError(said)
+        raise RuntimeError(f"exit code {child.returncode}: {said}")
     figures = {
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
         "wall_seconds": round(time.perf_counter() - started, 2),
