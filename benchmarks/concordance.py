@@ -6,20 +6,17 @@ the median of several runs, the libraries in turn so that a busy machine slows a
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lifelines.utils import concordance_index
+from machine import environment, sentence
+from readme import RESULTS, publish
 from sksurv.metrics import concordance_index_censored, concordance_index_ipcw
 from sksurv.util import Surv
 from threadpoolctl import threadpool_limits
@@ -30,11 +27,10 @@ from ehrsequencing.evaluation.concordance import harrell_c, uno_c
 from ehrsequencing.nonparametric import censoring_distribution
 from ehrsequencing.predictions import Predictions
 
-HERE = Path(__file__).resolve().parent
-BEGIN, END = "<!-- begin: made by benchmarks/concordance.py -->", "<!-- end: made by benchmarks/concordance.py -->"
 SIZES, SEED, TAU, REPEATS, QUADRATIC = (2_000, 20_000, 100_000), 0, 1_500.0, 5, 50_000
 """Patients; of the data; days; runs of each; patients from which what looks at every pair runs once."""
 RESAMPLES, RESAMPLED = 1_000, 20_000
+LIBRARIES = ("ehrsequencing", "numpy", "numba", "lifelines", "scikit-survival")
 FAMILIES = ("concordance", "antolini", "auc", "errors")
 
 Outcome = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -140,32 +136,6 @@ def predictions(risk: np.ndarray) -> Predictions:
     return Predictions(np.arange(n), np.zeros(n, dtype="datetime64[us]"), risk, times, survival)
 
 
-def environment() -> dict[str, Any]:
-    """Where the numbers come from."""
-    cpu = next((line for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "").partition(": ")[2]
-    libraries = ("ehrsequencing", "numpy", "numba", "lifelines", "scikit-survival")
-    return {
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "commit": _commit(),
-        "cpu": cpu or platform.processor(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "threads": 1,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in libraries},
-        "seed": SEED,
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).is_file() else []
-
-
-def _commit() -> str:
-    asked = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return asked.stdout.strip()
-
-
 def tables(found: Mapping[str, Any]) -> str:
     """For people."""
     about, sizes = found["environment"], found["concordance"]
@@ -191,11 +161,8 @@ def tables(found: Mapping[str, Any]) -> str:
         f"{_seconds(found['bootstrap']['influence functions']['all'])} s. Antolini's C at this size is resampled to "
         "first order.",
         "",
-        f"{about['date']}, `python benchmarks/concordance.py`, {about['cpu']}, {about['cores']} cores (load "
-        f"{about['load']}), Python {about['python']}, "
-        + ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-        + f", seed {about['seed']}; medians of {REPEATS} runs in turn (scikit-survival at 100,000: one). All Harrell "
-        "values agree to 1e-9.",
+        f"{sentence(about)} Medians of {REPEATS} runs in turn (scikit-survival at 100,000: one). All Harrell values "
+        "agree to 1e-9.",
     ]
     return "\n".join(lines)
 
@@ -204,30 +171,20 @@ def _seconds(value: float) -> str:
     return f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
 
 
-def rewrite(page: str, text: str) -> str:
-    """The page with what stands between its markers replaced; appended where it has none."""
-    if BEGIN not in page:
-        return f"{page.rstrip()}\n\n## Concordance\n\n{BEGIN}\n\n{text}\n\n{END}\n".lstrip()
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
-
-
 def main(out: Path) -> None:
     """Run everything, check that values agree, write JSON and tables."""
     harrell_c(*patients(sweep.COMPILED_FROM))  # compiles
-    found: dict[str, Any] = {"environment": environment(), "concordance": {}}
+    found: dict[str, Any] = {"environment": environment(LIBRARIES, SEED), "concordance": {}}
     for n in SIZES:
         found["concordance"][str(n)] = race(n)
         check(found["concordance"][str(n)])
     found["bootstrap"] = bootstrap()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    page = HERE / "README.md"
-    text = page.read_text(encoding="utf-8") if page.is_file() else "# Benchmarks\n"
-    page.write_text(rewrite(text, tables(found)), encoding="utf-8")
+    publish("concordance", tables(found))
     print(tables(found))
 
 
 if __name__ == "__main__":
     with threadpool_limits(1):
-        main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "results" / "concordance.json")
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS / "concordance.json")

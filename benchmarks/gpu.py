@@ -22,8 +22,9 @@ from unittest.mock import patch
 import numpy as np
 import readme
 import torch
+from machine import environment, sentence
 from torch import nn
-from workload import N_BINS, SEED, environment, lengths, outcomes, records, told, valued_codes
+from workload import N_BINS, SEED, lengths, outcomes, records, valued_codes
 
 from ehrsequencing.batches import collate
 from ehrsequencing.config import OptimizerConfig
@@ -239,7 +240,7 @@ def page(facts: dict[str, Any], found: dict[str, Any]) -> str:
     reached = f"{'met' if max(shares) >= AIM else 'missed'}, {max(shares):.1%}" if shares else "not measured"
     verdict = f"Aim: an MFU of {AIM:.0%} for base: {reached}."
     where = f"{facts['device']}, {facts['precision']}; products and copies of the same run: {rates}."
-    return "\n\n".join([readme.table(heads, lines), verdict, where, told(facts)])
+    return "\n\n".join([readme.table(heads, lines), verdict, where, sentence(facts)])
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +19,14 @@ def environment(
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    here = str(Path(__file__).parent)
+    commit = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
         "date": dt.date.today().isoformat(),
+        "commit": commit.stdout.strip(),
         "cpu": cpu,
+        "bf16": any(flag in flags for flag in ("avx512_bf16", "amx_bf16")),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "threads": 1,
@@ -36,5 +42,6 @@ def sentence(about: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     return (
         f"{about['date']}, `{about['command']}`, {about['cpu']}, {about['cores']} cores (load {about['load']}), "
-        f"Python {about['python']}, {versions}, one thread, seed {about['seed']}."
+        f"Python {about['python']}, {versions}, one thread, seed {about['seed']}"
+        f"{', commit ' + about['commit'] if about.get('commit') else ''}."
     )

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import readme
 import torch
+from machine import environment, sentence
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
-from workload import BATCH, LONGEST, SEED, cpu, environment, gemm_rate, lengths, records, told, valued_codes
+from workload import BATCH, LONGEST, SEED, cpu, gemm_rate, lengths, records, valued_codes
 
 from ehrsequencing.batches import collate
 from ehrsequencing.config import OptimizerConfig, PretrainConfig
@@ -118,7 +119,7 @@ def tables(found: dict[str, Any]) -> str:
             f"{SIZE}, {N_CODES:,} codes, {case} lengths, {len(part['tokens'])} turns:",
             readme.table(heads, lines),
         ]
-    return "\n\n".join([*parts, told(found["environment"])])
+    return "\n\n".join([*parts, sentence(found["environment"])])
 
 
 def main(quick: bool) -> None:

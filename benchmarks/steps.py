@@ -19,6 +19,7 @@ from unittest.mock import patch
 import numpy as np
 import readme
 import torch
+from machine import environment, sentence
 from textbook import Textbook
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -28,13 +29,11 @@ from workload import (
     N_BINS,
     SEED,
     cpu,
-    environment,
     flops,
     gemm_rate,
     lengths,
     outcomes,
     records,
-    told,
     valued_codes,
 )
 
@@ -294,7 +293,7 @@ def tables(found: Mapping[str, Any]) -> str:
     shares = [[name, *(f"{value:.0%}" for value in part.values())] for name, part in found["profile"].items()]
     parts += ["Where the CPU time of a packed step goes (profiler on):", readme.table(["step", *KINDS], shares)]
     rate = np.median([r for case in found["cases"].values() for r in case["gemm"]]) / 1e9
-    parts += [f"GEMM rate at the time: {rate:.0f} GFLOP/s a thread (median). {told(found['environment'])}"]
+    parts += [f"GEMM rate at the time: {rate:.0f} GFLOP/s a thread (median). {sentence(found['environment'])}"]
     return "\n\n".join(parts)
 
 

@@ -1,17 +1,10 @@
-"""What the benchmarks of training steps share: records, FLOPs of the useful tokens, the machine's own rate, facts."""
+"""What the benchmarks of training steps share: records, FLOPs of the useful tokens, the machine's own rate."""
 
 from __future__ import annotations
 
-import datetime as dt
 import math
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,35 +101,3 @@ def cpu(call: Callable[[], Any]) -> tuple[float, float]:
 def clip(parameters: list[Tensor]) -> None:
     """As the product clips."""
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-
-
-def environment(libraries: tuple[str, ...] = ("ehrsequencing", "torch", "numpy")) -> dict[str, Any]:
-    """Where the numbers come from."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
-    flags = next((line for line in info.splitlines() if line.startswith("flags")), "").split()
-    name = next((line for line in info.splitlines() if line.startswith("model name")), "").partition(": ")[2]
-    asked = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
-    return {
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "command": f"python benchmarks/{Path(sys.argv[0]).name}",
-        "commit": asked.stdout.strip(),
-        "cpu": name or platform.processor(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "bf16": any(flag in flags for flag in ("avx512_bf16", "amx_bf16")),
-        "python": platform.python_version(),
-        "versions": {library: version(library) for library in libraries},
-        "seed": SEED,
-    }
-
-
-def told(facts: dict[str, Any]) -> str:
-    """The environment as a line under a table."""
-    names = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    bf16 = "" if facts["bf16"] else "; no bf16 on this CPU: skipped"
-    return (
-        f"{facts['date']}, `{facts['command']}`, {facts['cpu']}, {facts['cores']} cores (load {facts['load']}), "
-        f"Python {facts['python']}, {names}, seed {facts['seed']}, commit {facts['commit']}{bf16}."
-    )
