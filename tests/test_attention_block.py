@@ -98,7 +98,7 @@ def test_cls_stands_at_the_start():
 def test_a_visits_vector_is_mean_maximum_and_mean_so_far():
     batch = random_batch(rows=5, length=17)
     hidden = torch.randn(5, 17, 6)
-    found = pool_visits(hidden, batch.mask, batch.visit)
+    found = pool_visits(hidden, batch.outline)
     for row in range(5):
         for visit in range(int(batch.visit[row].max()) + 1):
             own = hidden[row][batch.mask[row] & (batch.visit[row] == visit)]

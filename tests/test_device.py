@@ -17,7 +17,6 @@ from ehrsequencing.models import backends
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.footprint import FootprintAudit
 from ehrsequencing.models.losses import hybrid_loss
-from ehrsequencing.models.pooling import pool_visits
 from ehrsequencing.outline import Outline
 from tiny_batches import random_batch, shake, tiny_config
 
@@ -155,13 +154,6 @@ def test_an_audit_notes_gradients_where_they_are():
     model[0](torch.ones(1, 2)).sum().backward()
     audit.observe(model)
     assert audit.state()["waiting"] == ["1.bias", "1.weight"]
-
-
-def test_pooling_needs_no_outline_but_takes_one():
-    batch = random_batch()
-    hidden = torch.randn(*batch.mask.shape, 8)
-    told = pool_visits(hidden, batch.mask, batch.visit, batch.outline)
-    assert torch.equal(told, pool_visits(hidden, batch.mask, batch.visit))
 
 
 def survival_step(model: BEHRTForSurvival, place: torch.device) -> torch.Tensor:

@@ -326,7 +326,7 @@ class BEHRTModel(BEHRTPreTrainedModel):
             return self._encoded(batch.to(device))
 
     def _encoded(self, batch: Batch) -> Encoded:
-        return EncodedTokens(self._attended(batch, self.embeddings), batch.mask, batch.visit, batch.outline)
+        return EncodedTokens(self._attended(batch, self.embeddings), batch.mask, batch.outline)
 
     def pooled(self, batch: Batch) -> Float[Tensor, "B F"]:
         """The vector of each record: F = 3H."""

@@ -38,24 +38,19 @@ class Encoded(ABC):
         """One vector a visit, none of which a later visit has a part in (under the block-causal mask): F = 3H."""
 
 
-def pool_visits(
-    hidden: Float[Tensor, "B L H"],
-    mask: Bool[Tensor, "B L"],
-    visit: Int[Tensor, "B L"],
-    outline: Outline | None = None,
-) -> Float[Tensor, "B V F"]:
+def pool_visits(hidden: Float[Tensor, "B L H"], outline: Outline) -> Float[Tensor, "B V F"]:
     """Mean of a visit's tokens, their maximum, and the mean of all tokens so far, concatenated: F = 3H.
 
     Visit 0 is ``[CLS]`` with the static tokens. Sums run in the order of the tokens, so that no bit of a visit's
-    vector depends on a later one. Vectors of numbers that a record does not have are finite and meaningless. Without
-    the batch's ``outline`` it is read from mask and visit numbers.
+    vector depends on a later one. Vectors of numbers that a record does not have are finite and meaningless.
 
+    >>> import numpy as np
+    >>> outline = Outline.of(np.ones((1, 3), bool), np.array([[0, 1, 1]]))
     >>> hidden = torch.tensor([[[1.0], [2.0], [6.0]]])
-    >>> pool_visits(hidden, torch.ones(1, 3, dtype=torch.bool), torch.tensor([[0, 1, 1]]))[0].tolist()
+    >>> pool_visits(hidden, outline)[0].tolist()
     [[1.0, 1.0, 1.0], [4.0, 6.0, 3.0]]
     """
     rows, width = len(hidden), hidden.shape[-1]
-    outline = outline or Outline.of(mask.cpu().numpy(), visit.cpu().numpy())
     n_visits, sizes = outline.n_visits, outline.visit_sizes.ravel()
     slot, place, size = (
         moved(torch.from_numpy(x), hidden.device) for x in (outline.slots, outline.places, sizes)
@@ -82,7 +77,6 @@ class EncodedTokens(Encoded):
 
     states: States
     mask: Bool[Tensor, "B L"]
-    visit: Int[Tensor, "B L"]
     outline: Outline
 
     def tokens(self) -> Float[Tensor, "B L H"]:
@@ -99,4 +93,4 @@ class EncodedTokens(Encoded):
 
     def pooled_visits(self) -> Float[Tensor, "B V F"]:
         """``pool_visits``."""
-        return pool_visits(self.states.padded, self.mask, self.visit, self.outline)
+        return pool_visits(self.states.padded, self.outline)
