@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from ehrsequencing.config import TokensConfig
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.tokens import CLS, N_SPECIAL, UNK, Tokenizer, TokenStore, ancestors, tokenize
+from ehrsequencing.tokens.numbers import numbered
 from ehrsequencing.tokens.standardiser import Standardiser
-from ehrsequencing.tokens.vocabulary import fit_vocabulary
+from ehrsequencing.tokens.vocabulary import SubjectCounts
 
 SCHEMA = {
     "subject_id": pl.Int64,
@@ -201,6 +202,14 @@ def test_births_give_age_and_are_no_tokens() -> None:
     assert store.stats["events_before_birth"] == 1
     assert store.stats["rows_without_birth"] == 1
     assert store.stats["rows_without_events"] == 1
+
+
+def fit_vocabulary(pairs: pl.DataFrame, min_subjects: int, max_codes: int) -> tuple[str, ...]:
+    """Of one group of subjects."""
+    number, names = numbered(pairs["code"])
+    counts = SubjectCounts(min_subjects)
+    counts.add(pairs["subject_id"].to_numpy(), number - 1, names)
+    return counts.codes(max_codes)
 
 
 def test_rare_codes_meet_in_their_ancestor_only_when_needed() -> None:

@@ -39,7 +39,7 @@ class Tokenizer:
     def fit(cls, history: pl.DataFrame, config: TokensConfig) -> Tokenizer:
         """Fit on the cut histories of training subjects: ``subject_id, code, numeric_value``.
 
-        Births and deaths are no tokens. See ``fit_vocabulary`` and ``Standardiser`` for the rules.
+        Births and deaths are no tokens. See ``SubjectCounts`` and ``Standardiser`` for the rules.
 
         >>> history = pl.DataFrame({"subject_id": [1, 2, 2], "code": ["A", "A", "B"], "numeric_value": [None] * 3},
         ...                        schema_overrides={"numeric_value": pl.Float32})

@@ -10,8 +10,6 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int64, Integer
 
-from ehrsequencing.tokens.numbers import numbered
-
 PAD, CLS, MASK, UNK = 0, 1, 2, 3
 SPECIAL = ("[PAD]", "[CLS]", "[MASK]", "[UNK]")
 N_SPECIAL = len(SPECIAL)
@@ -66,28 +64,12 @@ def ancestors(code: str) -> list[str]:
     return found
 
 
-def fit_vocabulary(pairs: pl.DataFrame, min_subjects: int, max_codes: int) -> tuple[str, ...]:
-    """The codes that get an id, the most widespread first (ties by name).
+class SubjectCounts:
+    """How many subjects have each code, added up over groups of subjects, and what gets an id by that.
 
     A code needs ``min_subjects`` training subjects. One that has fewer hands its subjects to its parent, level by
     level, so that an ancestor gets an id only where rare codes below it need one; a code with an id of its own
-    hands nothing on. Of more than ``max_codes``, the most widespread are kept.
-
-    Args:
-        pairs: distinct ``subject_id, code`` of the training split.
-
-    >>> pairs = pl.DataFrame({"subject_id": [1, 2, 3, 4], "code": ["I10", "I10", "ICD10//E11.1", "ICD10//E11.2"]})
-    >>> fit_vocabulary(pairs, min_subjects=2, max_codes=10)
-    ('I10', 'ICD10//E11')
-    """
-    number, names = numbered(pairs["code"])
-    subjects = SubjectCounts(min_subjects)
-    subjects.add(pairs["subject_id"].to_numpy(), number - 1, names)
-    return subjects.codes(max_codes)
-
-
-class SubjectCounts:
-    """How many subjects have each code, added up over groups of subjects, and what gets an id by that.
+    hands nothing on.
 
     Of codes that have fewer than ``min_subjects`` so far, and of these alone, it is kept who has them, and which of
     those subjects have an ancestor of theirs: so that levels can be joined without counting anybody twice.
@@ -112,7 +94,14 @@ class SubjectCounts:
         self._rare = pl.concat([self._rare.filter(still), _named(subject[own], code[own], names)])
 
     def codes(self, max_codes: int) -> tuple[str, ...]:
-        """What ``fit_vocabulary`` gives for all groups together."""
+        """The codes that get an id, the most widespread first (ties by name), ``max_codes`` at most.
+
+        >>> counts = SubjectCounts(min_subjects=2)
+        >>> names = ["I10", "ICD10//E11.1", "ICD10//E11.2"]
+        >>> counts.add(np.array([1, 2, 3, 4]), np.array([0, 0, 1, 2]), names)
+        >>> counts.codes(max_codes=10)
+        ('I10', 'ICD10//E11')
+        """
         depth_of = {code: len(ancestors(code)) for code in self.counts}
         columns = {"code": list(depth_of), "subjects": list(self.counts.values()), "depth": list(depth_of.values())}
         own = pl.DataFrame(columns, schema_overrides=_DEPTH)
