@@ -19,7 +19,7 @@ from ehrsequencing.errors import EhrError
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.piecewise import marginal_log_rates, piecewise_nll, quantile_edges
 from ehrsequencing.models.pooling import Encoded
-from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, hits
+from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, hits, selected
 from ehrsequencing.models.pretraining_heads import NextVisitHead, SummaryHead, TimeToEventHead, ValueHead
 from ehrsequencing.tokens import N_SPECIAL, UNK, Tokenizer, TokenStore
 from ehrsequencing.training.futures import (
@@ -198,8 +198,7 @@ class PretrainingObjective:
 def _masked_codes(training: Training, head: nn.Module | None, part: MicroBatch) -> Term:
     """Cross-entropy of the code at each selected position; nats a position."""
     model = training.model
-    places = (part.targets != IGNORE).flatten().nonzero()[:, 0]  # [M]
-    truth = part.targets.flatten()[places]  # [M]
+    places, truth = selected(part.targets != IGNORE, part.targets)  # [M], [M]
     if len(truth) == 0:
         return Term(torch.zeros(()), 0)
     device = device_of(model)
@@ -217,8 +216,7 @@ def _masked_values(training: Training, head: nn.Module | None, part: MicroBatch)
 
     The encoder does not see the value there, nor mostly the code; the head is told the code.
     """
-    places = ((part.targets != IGNORE) & part.batch.has_value).flatten().nonzero()[:, 0]  # [M]
-    truth = part.batch.value.flatten()[places]  # [M]
+    places, truth = selected((part.targets != IGNORE) & part.batch.has_value, part.batch.value)  # [M], [M]
     if len(truth) == 0:
         return Term(torch.zeros(()), 0)
     device = device_of(training.model)
