@@ -182,7 +182,7 @@ def new_model(
     """A copy of the encoder under the strategy, with a new head of the sizes that ``data`` asks for."""
     torch.manual_seed(seed)
     shape = {"n_bins": data.grid.n_bins, "n_causes": data.n_causes, "pairs": pair_ids(data)}
-    overrides = {**shape, **overrides, "head": strategy.head, "hazards": strategy.hazards}
+    overrides = {**overrides, **shape, "head": strategy.head, "hazards": strategy.hazards}
     predict_at = "index" if data.visits is None else "every_visit"
     return BEHRTForSurvival.from_encoder(
         encoder, strategy=strategy, predict_at=predict_at, attention=attention, **overrides
