@@ -14,7 +14,8 @@ from ehrsequencing import pairs
 from ehrsequencing.attribution.explaining import _Explained
 from ehrsequencing.attribution.records import Records
 from ehrsequencing.attribution.risk import RowRisk
-from ehrsequencing.batches import SurvivalData, collate
+from ehrsequencing.baselines import BASELINES
+from ehrsequencing.batches import SurvivalData, VisitData, VisitPlaces, collate
 from ehrsequencing.config import TRAIN, FeaturesConfig, TaskConfig, TokensConfig
 from ehrsequencing.errors import EhrError
 from ehrsequencing.features import FeatureSpec, build_features, build_pairs, widespread
@@ -22,7 +23,7 @@ from ehrsequencing.models.adapter_files import load_adapter, save_adapter, switc
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.pair_reader import read_pairs
-from ehrsequencing.models.pair_search import find_pairs, searched_rows, still_better
+from ehrsequencing.models.pair_search import LinearPart, find_pairs, searched_rows, still_better
 from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.pairs import Pair
 from ehrsequencing.study.assemble import make_bundle
@@ -74,7 +75,7 @@ BY_HAND = {
 
 @pytest.mark.parametrize("kind", list(BY_HAND))
 def test_columns_are_as_by_hand(kind):
-    found = build_pairs(HISTORY, ROWS, (Pair(kind, "A", "B"), Pair(kind, "B", "A")), FeaturesConfig())
+    found = build_pairs(HISTORY, ROWS, (Pair(kind, "A", "B"), Pair(kind, "B", "A")))
     np.testing.assert_allclose(found.values[:, 0], BY_HAND[kind], rtol=1e-6)
     np.testing.assert_allclose(found.values[:, 1], np.array(BY_HAND[kind]) * (-1 if kind == "before" else 1), rtol=1e-6)
     assert found.names[0] == {"before": "before:A > B", "together": "together:A & B"}[kind]
@@ -98,7 +99,7 @@ def test_the_specification_brings_its_pairs_along():
     assert again.pairs == spec.pairs
     assert again.fingerprint == spec.fingerprint != plain.fingerprint
     whole = build_features(HISTORY, ROWS, again)
-    np.testing.assert_array_equal(whole.values[:, -2:], build_pairs(HISTORY, ROWS, spec.pairs, config).values)
+    np.testing.assert_array_equal(whole.values[:, -2:], build_pairs(HISTORY, ROWS, spec.pairs).values)
     assert whole.names == [*plain.names, ORDER.name, SAME.name]
     older = {name: part for name, part in spec.to_json().items() if name != "pairs"}
     assert FeatureSpec.from_json(older).pairs == ()
@@ -139,7 +140,7 @@ def drawn(n: int, effect: float, seed: int, codes: str = "ABCDEFGH") -> tuple[Su
 def found_in(n: int, effect: float, seed: int) -> tuple[Pair, ...]:
     data, spec, history = drawn(n, effect, seed)
     rows = searched_rows(data)
-    return find_pairs(data, widespread(history, data.rows[rows], spec.config), rows, spec.config.recency_days)
+    return find_pairs(data, widespread(history, data.rows[rows], spec.config), rows, LinearPart.of(data))
 
 
 def test_a_planted_order_is_found_and_nothing_else():
@@ -159,7 +160,7 @@ def test_what_one_code_says_is_no_pair():
     time = np.random.default_rng(0).exponential(np.exp(-1.5 * has))
     outcome = [pl.Series("duration", np.minimum(time, 1.4)), pl.Series("event", (time < 1.4).astype(np.int8))]
     data = replace(data, rows=data.rows.with_columns(outcome))
-    assert find_pairs(data, widespread(history, data.rows[rows], spec.config), rows, 365.0) == ()
+    assert find_pairs(data, widespread(history, data.rows[rows], spec.config), rows, LinearPart.of(data)) == ()
 
 
 @pytest.mark.parametrize("says", ["since the first", "how often"])
@@ -182,7 +183,7 @@ def test_a_strong_effect_of_one_code_makes_no_pair(says):
     spec = FeatureSpec.fit(history, rows.filter(pl.col("split") == TRAIN), FeaturesConfig())
     data = replace(data, rows=rows, features=build_features(history, rows, spec))
     at = searched_rows(data)
-    assert find_pairs(data, widespread(history, data.rows[at], spec.config), at, 365.0) == ()
+    assert find_pairs(data, widespread(history, data.rows[at], spec.config), at, LinearPart.of(data)) == ()
 
 
 def test_rows_of_a_subject_are_no_independent_evidence():
@@ -203,7 +204,7 @@ def test_rows_of_a_subject_are_no_independent_evidence():
     )
     at = searched_rows(data)
     assert len(at)
-    assert find_pairs(data, widespread(again, data.rows[at], spec.config), at, 365.0) == ()
+    assert find_pairs(data, widespread(again, data.rows[at], spec.config), at, LinearPart.of(data)) == ()
 
 
 def test_joining_in_blocks_changes_nothing(monkeypatch):
@@ -256,7 +257,7 @@ def test_columns_that_predict_tuning_worse_are_refused():
     data, _, _ = drawn(1_500, 0.0, 5)
     train = (data.rows["split"] == TRAIN).to_numpy()
     leaky = np.where(train, data.rows["event"].to_numpy(), 1 - data.rows["event"].to_numpy())[:, None]
-    assert not still_better(data, leaky.astype(np.float64))
+    assert not still_better(data, LinearPart.of(data), leaky.astype(np.float64))
 
 
 @pytest.fixture(scope="module")
@@ -302,3 +303,16 @@ def test_attributions_to_codes_and_pairs_sum_to_the_change_in_risk():
     np.testing.assert_allclose(summed, (people["risk"] - people["baseline_risk"]).to_numpy(), atol=2e-3)
     by_code = table.group_by("code").agg(pl.col("attribution").abs().sum()).sort("attribution", descending=True)
     assert set(by_code["code"].head(2)) == {"A", "B"}
+
+
+def test_predictions_at_every_visit_search_no_pairs(paired):
+    """Heads at every visit could not read them, and `wide` shall not have what they lack."""
+    data, spec, history = drawn(1_500, 0.8, 1)
+    places = VisitPlaces(data.tokens, np.arange(len(data)), np.ones(len(data), dtype=np.int64))
+    at_visits = VisitData(data.rows, places, np.arange(len(data)), data.grid)
+    visited = replace(data, visits=at_visits)
+    assert with_pairs(visited, spec, history) == (visited, spec)
+
+
+def test_wide_names_the_pairs_it_reads(paired):
+    assert "before:A > B" in " ".join(BASELINES["wide"].fit(paired, 0).notes)

@@ -137,7 +137,7 @@ def build_features(history: pl.DataFrame, rows: pl.DataFrame, spec: FeatureSpec)
     last:CODE, mean:CODE last (of equal times the largest) and mean finite value, standardised and clipped
     trend:CODE           least-squares slope a year of values at least ``trend_days`` apart, likewise
     before:A > B         +1 where A was first recorded on an earlier day than B, -1 on a later one
-    together:A & B       exp(−days since both were last recorded on one day / ``recency_days``)
+    together:A & B       exp(−days since both were last recorded on one day / 365)
     ==================== ==================================================================================
 
     A missing value is 0, the median of those who have it. Births and deaths count for none of these but the age.
@@ -161,14 +161,12 @@ def build_features(history: pl.DataFrame, rows: pl.DataFrame, spec: FeatureSpec)
             )
         values[row, column] = x
     found = FeatureMatrix(values, list(spec.names))
-    return found.beside(_pairs(placed, spec.pairs, spec.config)) if spec.pairs else found
+    return found.beside(_pairs(placed, spec.pairs)) if spec.pairs else found
 
 
-def build_pairs(
-    history: pl.DataFrame, rows: pl.DataFrame, pairs: tuple[Pair, ...], config: FeaturesConfig
-) -> FeatureMatrix:
+def build_pairs(history: pl.DataFrame, rows: pl.DataFrame, pairs: tuple[Pair, ...]) -> FeatureMatrix:
     """The columns of pairs alone, as ``build_features`` has them."""
-    return _pairs(_Placed.of(history, rows), pairs, config)
+    return _pairs(_Placed.of(history, rows), pairs)
 
 
 def widespread(history: pl.DataFrame, rows: pl.DataFrame, config: FeaturesConfig) -> Occurrences:
@@ -181,10 +179,10 @@ def widespread(history: pl.DataFrame, rows: pl.DataFrame, config: FeaturesConfig
     return Occurrences.of(days, placed.n, common["code"].head(config.pair_codes).to_list())
 
 
-def _pairs(placed: _Placed, pairs: tuple[Pair, ...], config: FeaturesConfig) -> FeatureMatrix:
+def _pairs(placed: _Placed, pairs: tuple[Pair, ...]) -> FeatureMatrix:
     codes = sorted({code for pair in pairs for code in (pair.first, pair.second)})
     seen = Occurrences.of(placed.days(), placed.n, codes)
-    return FeatureMatrix(pair_columns(seen, pairs, config.recency_days), [pair.name for pair in pairs])
+    return FeatureMatrix(pair_columns(seen, pairs), [pair.name for pair in pairs])
 
 
 @dataclass(frozen=True, eq=False)

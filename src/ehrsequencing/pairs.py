@@ -16,6 +16,8 @@ import polars as pl
 from jaxtyping import Bool, Float32, Int32, Int64, Integer
 
 NEVER = -1
+TOGETHER_DAYS = 365.0
+"""Decay of ``together``; the same wherever the column is made, from events or from tokens."""
 JOINED = 4_000_000
 """Entries that codes of one day, joined with themselves, may have at once: bounds memory."""
 
@@ -107,17 +109,17 @@ def _joint(known: pl.DataFrame, width: int) -> pl.DataFrame:
     )
 
 
-Columns = Callable[[Occurrences, int, Integer[np.ndarray, " m"], float], Float32[np.ndarray, "n m"]]
-"""The columns of one code with each of several others, all of higher number; the last argument is ``recency_days``."""
+Columns = Callable[[Occurrences, int, Integer[np.ndarray, " m"]], Float32[np.ndarray, "n m"]]
+"""The columns of one code with each of several others, all of higher number."""
 
 
-def _before(seen: Occurrences, first: int, others: Integer[np.ndarray, " m"], recency_days: float) -> np.ndarray:
+def _before(seen: Occurrences, first: int, others: Integer[np.ndarray, " m"]) -> np.ndarray:
     own, other = seen.earliest[:, [first]], seen.earliest[:, others]  # [n,1], [n,m]
     both = (own != NEVER) & (other != NEVER)
     return np.where(both, np.sign(own - other), 0).astype(np.float32)
 
 
-def _together(seen: Occurrences, first: int, others: Integer[np.ndarray, " m"], recency_days: float) -> np.ndarray:
+def _together(seen: Occurrences, first: int, others: Integer[np.ndarray, " m"]) -> np.ndarray:
     width = len(seen.codes)
     begin, end = np.searchsorted(seen.pair, [first * width, (first + 1) * width])
     place = np.full(width, NEVER)
@@ -125,7 +127,7 @@ def _together(seen: Occurrences, first: int, others: Integer[np.ndarray, " m"], 
     column = place[seen.pair[begin:end] - first * width]
     asked = column != NEVER
     found = np.zeros((len(seen), len(others)), dtype=np.float32)
-    found[seen.row[begin:end][asked], column[asked]] = np.exp(-seen.day[begin:end][asked] / recency_days)
+    found[seen.row[begin:end][asked], column[asked]] = np.exp(-seen.day[begin:end][asked] / TOGETHER_DAYS)
     return found
 
 
@@ -141,18 +143,24 @@ class PairKind:
 PAIR_KINDS: Mapping[str, PairKind] = MappingProxyType(
     {
         "before": PairKind("+1 where the first was recorded on an earlier day, -1 on a later one", ">", _before),
-        "together": PairKind("exp(-days since both were last recorded on one day / recency_days)", "&", _together),
+        "together": PairKind("exp(-days since both were last recorded on one day / 365)", "&", _together),
     }
 )
 
 
-def pair_columns(seen: Occurrences, pairs: tuple[Pair, ...], recency_days: float) -> Float32[np.ndarray, "n p"]:
+def pair_columns(seen: Occurrences, pairs: tuple[Pair, ...]) -> Float32[np.ndarray, "n p"]:
     """The column of each pair; 0 where a history lacks one of the codes."""
     number = {code: at for at, code in enumerate(seen.codes)}
     found = np.zeros((len(seen), len(pairs)), dtype=np.float32)
     for column, pair in enumerate(pairs):
         a, b = number[pair.first], number[pair.second]
         low, high = min(a, b), max(a, b)
-        x = PAIR_KINDS[pair.kind].columns(seen, low, np.array([high]), recency_days)[:, 0]
+        x = PAIR_KINDS[pair.kind].columns(seen, low, np.array([high]))[:, 0]
         found[:, column] = -x if a > b and pair.kind == "before" else x
     return found
+
+
+def told(pairs: tuple[Pair, ...]) -> tuple[str, ...]:
+    """For people: a note that names the pairs; nothing where there are none."""
+    names = "; ".join(pair.name for pair in pairs)
+    return (f"pairs of codes found on the training rows: {names}",) if pairs else ()

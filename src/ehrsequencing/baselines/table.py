@@ -31,7 +31,7 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.ridge import Standardiser
 from ehrsequencing.models.wide import fit_wide
 from ehrsequencing.nonparametric import AalenJohansen, KaplanMeier
-from ehrsequencing.pairs import PAIR_KINDS
+from ehrsequencing.pairs import PAIR_KINDS, told
 
 MAX_COX_COLUMNS = 256
 LIGHT_PENALTIES = (1.0, 1e-2, 1e-4)
@@ -133,7 +133,8 @@ def boosting(data: SurvivalData, seed: int) -> Fitted:
 def wide(data: SurvivalData, seed: int) -> Fitted:
     """The wide companion by itself."""
     fit = fit_wide(data)
-    fitted = from_logits(data, fit.logits(data.features.values), fit.n_parameters, fit.notes)
+    notes = (*fit.notes, *told(data.pairs))
+    fitted = from_logits(data, fit.logits(data.features.values), fit.n_parameters, notes)
     return replace(fitted, coefficients=_tables(data, data.features.names, fit.weight), model=fit)
 
 

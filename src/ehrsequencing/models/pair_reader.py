@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ehrsequencing.batches import Batch
 from ehrsequencing.models.rotary import coordinates
+from ehrsequencing.pairs import TOGETHER_DAYS
 
 PairIds = Sequence[str | int]
 """The kind of a pair (``pairs.PAIR_KINDS``) and the ids of its two codes."""
-RECENCY_DAYS = 365.0
 
 
 def read_pairs(batch: Batch, pairs: Sequence[PairIds]) -> Float[Tensor, "B P"]:
@@ -54,7 +54,7 @@ def _together(batch: Batch, dated: Bool[Tensor, "B L"], a: int, b: int) -> Float
     both = (has[0] * has[1]).gather(1, visit).bool() & dated  # [B,L] tokens of visits that have the two
     days = coordinates(batch)[..., 2]  # [B,L] since the first visit; of [CLS], at prediction_time
     ago = torch.where(both, days[:, :1] - days, torch.inf).amin(dim=1)  # [B]
-    return torch.exp(-ago / RECENCY_DAYS)
+    return torch.exp(-ago / TOGETHER_DAYS)
 
 
 READERS: Mapping[str, Callable[[Batch, Tensor, int, int], Tensor]] = MappingProxyType(

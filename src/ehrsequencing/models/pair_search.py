@@ -22,7 +22,7 @@ from ehrsequencing.hazards import cause_shares, softplus, total_logit
 from ehrsequencing.models.losses import exposure
 from ehrsequencing.models.ridge import Standardiser
 from ehrsequencing.models.wide import RidgeHazard, fit_ridge_hazard, score_screen
-from ehrsequencing.pairs import PAIR_KINDS, Occurrences, Pair, pair_columns
+from ehrsequencing.pairs import PAIR_KINDS, TOGETHER_DAYS, Occurrences, Pair, pair_columns
 
 FAMILY_ERROR = 0.05
 """Chance of finding any pair where none tells anything."""
@@ -47,39 +47,36 @@ def searched_rows(data: SurvivalData) -> np.ndarray:
     return rows if len(np.unique(happened)) >= MIN_TRAIN_EVENTS else rows[:0]
 
 
-def find_pairs(data: SurvivalData, seen: Occurrences, rows: np.ndarray, recency_days: float) -> tuple[Pair, ...]:
+def find_pairs(data: SurvivalData, seen: Occurrences, rows: np.ndarray, base: LinearPart) -> tuple[Pair, ...]:
     """The pairs whose columns tell of the outcome (cause 1) beyond a penalised linear hazard of the features.
 
-    A pair must pass a score test twice: as it is, and as what is left of it beside the hazard's columns, what either of
-    its codes says alone (whether, how often, how recently first and last), and the pairs found before it.
+    A pair must pass a score test twice: as it is, and as what is left of it beside the hazard and the best of its
+    columns, what either of its codes says alone (whether, how often, how recently first and last), and the pairs found
+    before it.
 
     Args:
         data: with the features' own columns alone.
         seen: of the codes among which to search, of ``rows``.
         rows: of ``data``, training rows (``searched_rows``).
-        recency_days: of the columns of ``together``.
+        base: the hazard, of ``data``.
     """
-    if not len(rows) or len(seen.codes) < 2:
-        return ()
-    base = _Base.of(data)
     subject = data.rows["subject_id"].to_numpy()[rows]
     rest = _Rest.of(base.fit.logits(base.x[rows]), data.targets(rows), data.grid.n_bins, subject)
-    scored = _scored(seen, rest, recency_days)
+    scored = _scored(seen, rest)
     if not scored:
         return ()
     threshold = float(chi2.isf(FAMILY_ERROR / len(scored), 1))
     candidates = sorted((one for one in scored if one.score > threshold), key=lambda one: -one.score)[:MOST_TRIED]
     outcomes = int((data.targets(rows).event == 1).sum())
-    return _chosen(candidates, seen, rest, base.said(rows, outcomes // OUTCOMES_A_COLUMN), threshold, recency_days)
+    return _chosen(candidates, seen, rest, base.said(rows, outcomes // OUTCOMES_A_COLUMN), threshold)
 
 
-def still_better(data: SurvivalData, columns: Float[np.ndarray, "n p"]) -> bool:
-    """Whether a linear hazard predicts the tuning rows at least as well with ``columns`` beside the features'; where
-    they have too few outcomes to say so, it is taken for granted."""
+def still_better(data: SurvivalData, base: LinearPart, columns: Float[np.ndarray, "n p"]) -> bool:
+    """Whether the linear hazard predicts the tuning rows at least as well with ``columns`` beside its own; where they
+    have too few outcomes to say so, it is taken for granted."""
     tuning = data.targets(data.index(TUNING))
     if int((tuning.event == 1).sum()) < MIN_TUNING_EVENTS:
         return True
-    base = _Base.of(data)
     wider = _fit(data, np.concatenate([base.x, columns], axis=1), columns.shape[1])
     return _best(wider) <= _best(base.fit)
 
@@ -92,8 +89,8 @@ class _Scored(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class _Base:
-    """The linear hazard of the best-scoring columns, best first."""
+class LinearPart:
+    """The penalised linear hazard of the best-scoring columns of the features, best first."""
 
     x: np.ndarray
     fit: RidgeHazard
@@ -104,7 +101,8 @@ class _Base:
         return np.concatenate([predictor, self.x[rows][:, :columns]], axis=1).astype(np.float64)
 
     @classmethod
-    def of(cls, data: SurvivalData) -> _Base:
+    def of(cls, data: SurvivalData) -> LinearPart:
+        """Fitted on the training rows, the penalty chosen on tuning."""
         train = data.index(TRAIN)
         values = data.features.values
         z = Standardiser.fit(values[train])(values[train])
@@ -177,13 +175,13 @@ class _Rest:
         return np.divide((self.residual @ left) ** 2, variance, out=np.zeros_like(known), where=enough)
 
 
-def _scored(seen: Occurrences, rest: _Rest, recency_days: float) -> list[_Scored]:
+def _scored(seen: Occurrences, rest: _Rest) -> list[_Scored]:
     """Every pair of which enough is known, with its own score."""
     found = []
     for kind in PAIR_KINDS:
         for first in range(len(seen.codes) - 1):
             others = np.arange(first + 1, len(seen.codes))
-            scores = rest.scores(PAIR_KINDS[kind].columns(seen, first, others, recency_days).astype(np.float64))
+            scores = rest.scores(PAIR_KINDS[kind].columns(seen, first, others).astype(np.float64))
             found += [_Scored(float(scores[i]), kind, first, int(others[i])) for i in np.flatnonzero(scores)]
     return found
 
@@ -194,7 +192,6 @@ def _chosen(
     rest: _Rest,
     base: Float64[np.ndarray, "n p"],
     threshold: float,
-    recency_days: float,
 ) -> tuple[Pair, ...]:
     """Of the candidates, best first, those that still tell something beside all that is known without them: the columns
     of the hazard, their own codes, the pairs chosen before."""
@@ -202,8 +199,8 @@ def _chosen(
     columns = np.zeros((len(seen), 0))
     for one in candidates:
         pair = Pair(one.kind, seen.codes[one.first], seen.codes[one.second])
-        x = pair_columns(seen, (pair,), recency_days).astype(np.float64)
-        beside = np.concatenate([base, _alone(seen, one, recency_days), columns], axis=1)
+        x = pair_columns(seen, (pair,)).astype(np.float64)
+        beside = np.concatenate([base, _alone(seen, one), columns], axis=1)
         if rest.score_beside(x[:, 0], beside) > threshold:
             chosen.append(pair)
             columns = np.concatenate([columns, x], axis=1)
@@ -212,12 +209,12 @@ def _chosen(
     return tuple(chosen)
 
 
-def _alone(seen: Occurrences, pair: _Scored, recency_days: float) -> Float64[np.ndarray, "n 13"]:
+def _alone(seen: Occurrences, pair: _Scored) -> Float64[np.ndarray, "n 13"]:
     """An intercept, and what either code says by itself: whether, how often, how recently first and last."""
     parts = [np.ones(len(seen))]
     for code in (pair.first, pair.second):
         present = seen.has(code)
         first, last = (np.where(present, days[:, code], 0) for days in (seen.earliest, seen.latest))
-        own = (np.exp(-last / recency_days), np.log1p(last), np.log1p(first), first / recency_days)
+        own = (np.exp(-last / TOGETHER_DAYS), np.log1p(last), np.log1p(first), first / TOGETHER_DAYS)
         parts += [present, *(np.where(present, x, 0.0) for x in own), np.log1p(seen.days[:, code])]
     return np.stack(parts, axis=1).astype(np.float64)

@@ -14,6 +14,7 @@ from ehrsequencing.evaluation.recalibration import Recalibration
 from ehrsequencing.models.blend import choose_alpha
 from ehrsequencing.models.footprint import footprint
 from ehrsequencing.models.wide import RidgeHazard
+from ehrsequencing.pairs import told
 from ehrsequencing.study.data import Prepared
 from ehrsequencing.training.finetune import FineTuned
 
@@ -86,7 +87,7 @@ def _facts(data: SurvivalData, fitted: FineTuned) -> dict[str, Any]:
         "parameters": fitted.counts,
         "footprint": footprint(fitted.model),
         "seconds": fitted.seconds,
-        "notes": [*fitted.notes, *_pairs_read(data)],
+        "notes": [*fitted.notes, *told(data.pairs)],
         "tuning": tuning,
         "tuning_text": text,
         "trained_on": f"{_count(len(train))} patients with {_count(int((train.event == 1).sum()))} outcomes",
@@ -95,12 +96,6 @@ def _facts(data: SurvivalData, fitted: FineTuned) -> dict[str, Any]:
         "tokenizer_fingerprint": data.tokenizer.fingerprint,
         "grid_fingerprint": data.grid.fingerprint,
     }
-
-
-def _pairs_read(data: SurvivalData) -> list[str]:
-    """The pairs of codes that heads and wide read, for people."""
-    names = "; ".join(pair.name for pair in data.pairs)
-    return [f"pairs of codes found on the training rows: {names}"] if data.pairs else []
 
 
 def _count(n: int) -> str:

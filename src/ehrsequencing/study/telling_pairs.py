@@ -8,7 +8,7 @@ import polars as pl
 
 from ehrsequencing.batches import SurvivalData
 from ehrsequencing.features import FeatureSpec, build_pairs, widespread
-from ehrsequencing.models.pair_search import find_pairs, searched_rows, still_better
+from ehrsequencing.models.pair_search import LinearPart, find_pairs, searched_rows, still_better
 
 
 def with_pairs(data: SurvivalData, spec: FeatureSpec, history: pl.DataFrame) -> tuple[SurvivalData, FeatureSpec]:
@@ -16,11 +16,13 @@ def with_pairs(data: SurvivalData, spec: FeatureSpec, history: pl.DataFrame) -> 
     if data.visits is not None or not spec.config.pair_codes:  # heads at every visit read no pairs, nor does wide then
         return data, spec
     searched = searched_rows(data)
-    seen = widespread(history, data.rows[searched], spec.config)
-    pairs = find_pairs(data, seen, searched, spec.config.recency_days)
+    if not len(searched):
+        return data, spec
+    base = LinearPart.of(data)
+    pairs = find_pairs(data, widespread(history, data.rows[searched], spec.config), searched, base)
     if not pairs:
         return data, spec
-    columns = build_pairs(history, data.rows, pairs, spec.config)
-    if not still_better(data, columns.values):
+    columns = build_pairs(history, data.rows, pairs)
+    if not still_better(data, base, columns.values):
         return data, spec
     return replace(data, features=data.features.beside(columns), pairs=pairs), replace(spec, pairs=pairs)
