@@ -49,7 +49,7 @@ from ehrsequencing.tokens import N_SPECIAL
 from ehrsequencing.training.pacing import make_optimizer
 
 N_CODES, LAMBDA_RANK = 1_000, 0.1
-TURNS = {("log-normal", "small"): 3, ("log-normal", "medium"): 2, ("uniform", "small"): 1, ("uniform", "medium"): 1}
+TURNS = {("log-normal", "small"): 7, ("log-normal", "medium"): 5, ("uniform", "small"): 3, ("uniform", "medium"): 3}
 REFERENCE, PRODUCT = "textbook, attention by torch, padded to 512", "+ fused AdamW: the product"
 
 
@@ -309,7 +309,7 @@ def main(quick: bool) -> None:
     found["memory"] = {name: remembered(name) for name in REMEMBERED}
     for size in ("small", "medium"):
         names = [REFERENCE, PRODUCT, HIERARCHICAL]
-        found["two_threads"][size] = race("log-normal", size, 1 if quick else 2, 2, names)
+        found["two_threads"][size] = race("log-normal", size, 1 if quick else 5, 2, names)
     torch.set_num_threads(1)
     for size in ("small", "medium"):
         for kind in ("behrt", "hierarchical"):
