@@ -1,19 +1,22 @@
-"""What a hazard at every visit costs: block-causal against bidirectional, and against reading each prefix anew.
+"""What a hazard at every visit costs: against re-encoding each prefix, and against one hazard at the index.
 
-    python benchmarks/every_visit.py [--patients 96] [--seed 0]
-
-Records are random codes, lengths log-normal (median 60 tokens, 99th percentile about 480), three tokens a visit; the
-model is `small` at 1,000 codes; one thread. Seconds are CPU time, the best of three.
+Records are random, lengths log-normal, three tokens a visit; the model is `small` at 1,000 codes; one thread.
+Re-encoding reads every prefix that ends with a visit, by the same kind of encoder, packed, one hazard each. CPU
+seconds, everything in turn; ratios are medians over the turns. every_visit.py [--quick].
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+import readme
 import torch
+from machine import environment, sentence
+from workload import LONGEST, SEED, cpu, lengths
 
 from ehrsequencing.batches import collate, micro_batches
 from ehrsequencing.config import TOKEN_BUDGET
@@ -21,23 +24,25 @@ from ehrsequencing.models.behrt import BEHRTConfig
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.tokens import CLS, N_SPECIAL, TokenStore
 
-CODES, TOKENS_A_VISIT, REPEATS = 1_000, 3, 3
+CODES, TOKENS_A_VISIT, PATIENTS, REENCODED, TURNS = 1_000, 3, 96, 32, 7
+AT_VISITS = {"attention": "block_causal", "predict_at": "every_visit"}
+PASSES = ("training: index", "training: every visit", "prediction: index", "prediction: every visit")
+ONCE, ANEW = "one block-causal pass", "each prefix anew"
 
 
-def records(patients: int, seed: int) -> TokenStore:
+def records(patients: int) -> TokenStore:
     """Random records of whole visits behind a [CLS]."""
-    rng = np.random.default_rng(seed)
-    visits = np.clip(np.exp(rng.normal(np.log(60), 0.9, patients)) / TOKENS_A_VISIT, 1, 500 // TOKENS_A_VISIT)
-    return stored([np.arange(TOKENS_A_VISIT * int(n) + 1) for n in visits], rng)
+    visits = np.clip(lengths(patients), 4, LONGEST - TOKENS_A_VISIT) // TOKENS_A_VISIT
+    return stored([np.arange(TOKENS_A_VISIT * int(n) + 1) for n in visits])
 
 
-def stored(places: list[np.ndarray], rng: np.random.Generator) -> TokenStore:
+def stored(places: list[np.ndarray]) -> TokenStore:
     """A store of rows that hold these places of a record (0 is [CLS])."""
     place = np.concatenate(places)
-    code = np.where(place == 0, CLS, rng.integers(N_SPECIAL, CODES, len(place))).astype(np.int32)
+    drawn = np.random.default_rng(SEED).integers(N_SPECIAL, CODES, len(place))
     n = len(places)
     return TokenStore(
-        code=code,
+        code=np.where(place == 0, CLS, drawn).astype(np.int32),
         value=np.full(len(place), np.nan, np.float32),
         age=np.full(len(place), 60, np.float32),
         visit=((place + TOKENS_A_VISIT - 1) // TOKENS_A_VISIT).astype(np.int32),
@@ -50,62 +55,94 @@ def stored(places: list[np.ndarray], rng: np.random.Generator) -> TokenStore:
     )
 
 
-def prefixes(store: TokenStore, rng: np.random.Generator) -> TokenStore:
+def prefixes(store: TokenStore) -> TokenStore:
     """A row for every visit of every record: what a model that predicts at an index must read instead."""
-    return stored(
-        [np.arange(end) for n in store.lengths for end in range(TOKENS_A_VISIT + 1, n + 1, TOKENS_A_VISIT)], rng
-    )
+    return stored([np.arange(end) for n in store.lengths for end in range(TOKENS_A_VISIT + 1, n + 1, TOKENS_A_VISIT)])
 
 
-def model(**settings: str) -> BEHRTForSurvival:
-    torch.manual_seed(0)
-    return BEHRTForSurvival(BEHRTConfig.small(CODES + N_SPECIAL, **settings))
+def model(architecture: str, **settings: str) -> BEHRTForSurvival:
+    """A new one, small."""
+    torch.manual_seed(SEED)
+    config = BEHRTConfig.small(CODES + N_SPECIAL, architecture=architecture, **settings)
+    return BEHRTForSurvival(config)
 
 
-def one_pass(network: BEHRTForSurvival, store: TokenStore, learn: bool) -> None:
-    for part in micro_batches(store, np.arange(len(store)), TOKEN_BUDGET):
-        logits = network(collate(store, part))
-        if learn:
-            logits.sum().backward()
+def one_pass(network: BEHRTForSurvival, store: TokenStore, *, learn: bool) -> None:
+    """Hazards of all rows; with their gradients, where it learns."""
+    network.train(learn)
+    with torch.set_grad_enabled(learn):
+        for part in micro_batches(store, np.arange(len(store)), TOKEN_BUDGET):
+            logits = network(collate(store, part))
+            if learn:
+                logits.sum().backward()
 
 
-def seconds(run: Callable[[], None]) -> float:
-    """CPU seconds of the fastest run."""
-    times = []
-    for _ in range(REPEATS):
-        started = time.process_time()
+def race(architecture: str, turns: int) -> dict[str, Any]:
+    """CPU seconds of each pass by turn, and the tokens of each."""
+    index, visits = model(architecture), model(architecture, **AT_VISITS)
+    store = records(PATIENTS)
+    some = store.take(np.arange(REENCODED))
+    each = prefixes(some)
+    jobs: Mapping[str, tuple[BEHRTForSurvival, TokenStore, bool]] = {
+        **dict(
+            zip(
+                PASSES, [(network, store, learn) for learn in (True, False) for network in (index, visits)], strict=True
+            )
+        ),
+        ONCE: (visits, some, False),
+        ANEW: (index, each, False),
+    }
+    runs: dict[str, Callable[[], None]] = {
+        name: lambda network=network, rows=rows, learn=learn: one_pass(network, rows, learn=learn)
+        for name, (network, rows, learn) in jobs.items()
+    }
+    for run in runs.values():  # warm up
         run()
-        times.append(time.process_time() - started)
-    return min(times)
+    spent: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(turns):
+        for name, run in runs.items():
+            spent[name].append(cpu(run)[0])
+    tokens = {name: int(rows.offsets[-1]) for name, (_, rows, _) in jobs.items()}
+    return {"seconds": spent, "tokens": tokens, "longest": int(store.lengths.max())}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--patients", type=int, default=96)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+def ratio(found: Mapping[str, Any], dear: str, cheap: str) -> float:
+    """Median of the turns' ratios."""
+    return float(np.median(np.array(found["seconds"][dear]) / np.array(found["seconds"][cheap])))
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """For people."""
+    parts = []
+    heads = ["encoder", "each prefix anew, times one pass", "its tokens, times"]
+    lines = []
+    for name, part in found["races"].items():
+        tokens = part["tokens"]
+        lines.append([f"`{name}`", f"{ratio(part, ANEW, ONCE):.1f}", f"{tokens[ANEW] / tokens[ONCE]:.1f}"])
+    parts += [f"Hazards at every visit of {REENCODED} records:", readme.table(heads, lines)]
+    heads = ["µs a token", *PASSES]
+    lines = [
+        [f"`{name}`", *(f"{np.median(part['seconds'][key]) / part['tokens'][key] * 1e6:.0f}" for key in PASSES)]
+        for name, part in found["races"].items()
+    ]
+    parts += [f"One pass over {PATIENTS} records:", readme.table(heads, lines)]
+    facts = next(iter(found["races"].values()))
+    turns = len(facts["seconds"][ONCE])
+    parts += [
+        f"Medians of {turns} turns; the longest record has {facts['longest']} tokens. {sentence(found['environment'])}"
+    ]
+    return "\n\n".join(parts)
+
+
+def main(quick: bool) -> None:
+    """Run everything, write JSON and tables."""
     torch.set_num_threads(1)
-    store = records(given.patients, given.seed)
-    index, visits = model(), model(attention="block_causal", predict_at="every_visit")
-    tokens = int(store.offsets[-1])
-    print(f"{len(store)} records, {tokens:,} tokens, median {np.median(store.lengths):.0f}, most {store.lengths.max()}")
-    for name, learn in (("training", True), ("prediction", False)):
-        costs = []
-        for network in (index, visits):
-            network.train(learn)
-            with torch.set_grad_enabled(learn):
-                costs.append(seconds(lambda network=network, learn=learn: one_pass(network, store, learn)))
-        print(f"{name}: bidirectional {costs[0] / tokens * 1e6:.1f} µs a token, one hazard a record; block-causal "
-              f"{costs[1] / tokens * 1e6:.1f} µs, one at every visit: {costs[1] / costs[0]:.2f} times")  # fmt: skip
-    some = store.take(np.arange(min(24, len(store))))
-    each = prefixes(some, np.random.default_rng(given.seed))
-    with torch.no_grad():
-        once = seconds(lambda: one_pass(visits.eval(), some, False))
-        anew = seconds(lambda: one_pass(index.eval(), each, False))
-    ratio = each.offsets[-1] / some.offsets[-1]
-    print(f"reading each prefix of {len(some)} records anew: {ratio:.1f} times the tokens, {anew / once:.1f} times the "
-          f"time of one block-causal pass")  # fmt: skip
+    races = {name: race(name, 1 if quick else TURNS) for name in ("behrt", "hierarchical")}
+    found = {"environment": environment(), "races": races}
+    (readme.RESULTS / "every_visit.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    readme.publish("every_visit", tables(found))
+    print(tables(found))
 
 
 if __name__ == "__main__":
-    main()
+    main("--quick" in sys.argv)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from ehrsequencing.bundle import Encoder
 from ehrsequencing.config import InputConfig, ModelConfig, PretrainConfig, SplitConfig, TokensConfig
@@ -17,9 +18,10 @@ from ehrsequencing.models.behrt import BEHRTConfig, BEHRTModel
 from ehrsequencing.models.behrt_survival import BEHRTForSurvival
 from ehrsequencing.models.pooling import pool_visits
 from ehrsequencing.models.rotary import coordinates
+from ehrsequencing.models.tiles import LONG, repeatable_lengths
 from ehrsequencing.study.data import divisions, pretraining_records
 from ehrsequencing.study.steps import pretrain
-from tiny_batches import garbage_in_padding, random_batch, rows_of, shake, tiny_config
+from tiny_batches import VOCAB, garbage_in_padding, random_batch, rows_of, shake, tiny_config
 
 CAUSAL = {"attention": "block_causal"}
 AT_VISITS = {"attention": "block_causal", "predict_at": "every_visit"}
@@ -39,7 +41,6 @@ def seen_by_definition(q, k, v, visit, mask):
 @pytest.mark.parametrize("length", [20, 70, 300])
 def test_packed_attention_is_the_definition(length, repeatable):
     batch = random_batch(rows=4, length=length, seed=length)
-    batch = batch.widened(512 if length == 300 else 96)
     q, k, v = (torch.randn(4, 2, batch.mask.shape[1], 8) for _ in range(3))
     layout = Layout.block_causal(batch.mask, batch.visit, repeatable=repeatable)
 
@@ -63,6 +64,34 @@ def test_hidden_states_do_not_depend_on_padding_or_company():
         for row in range(len(batch)):
             alone = rows_of(batch, [row], extra_padding=3)
             assert torch.equal(model(alone)[alone.mask], together[row][batch.mask[row]])
+
+
+@pytest.mark.parametrize("architecture", ["behrt", "hierarchical"])
+@pytest.mark.parametrize("length", [60, 200, 340, 700])
+def test_no_bit_depends_on_how_long_the_record_goes_on(length, architecture):
+    """Wherever it is cut: products sum over keys in pieces that depend on how many there are."""
+    torch.manual_seed(0)
+    config = BEHRTConfig.small(VOCAB, value_codes=(5, 9, 20), architecture=architecture, **AT_VISITS)
+    model, whole = BEHRTForSurvival(config).eval(), rows_of(random_batch(rows=2, length=length), [0])
+    shake(model)
+    with torch.no_grad():
+        expected = model(whole)[0]
+        for visit in range(1, int(whole.visit.max()), max(length // 60, 1)):
+            kept = int((whole.visit[0] <= visit).sum())
+            short = rows_of(replace(whole, mask=whole.mask & (torch.arange(length) < kept)), [0])
+            assert torch.equal(model(short)[0, : visit + 1], expected[: visit + 1]), visit
+
+
+def test_lengths_repeat_on_this_processor():
+    """The keys after a query's own, and how many they are, change no bit of what it gets; found, not assumed."""
+    lengths = repeatable_lengths()
+    assert lengths[-1] == LONG
+    q, k, v = torch.randn(3, 2, 4, 2 * LONG, 32, generator=torch.Generator().manual_seed(3))
+    hidden = torch.full((2 * LONG, 2 * LONG), -torch.inf).triu(1)
+    expected = scaled_dot_product_attention(q, k, v, attn_mask=hidden)
+    for n in lengths:
+        found = scaled_dot_product_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], attn_mask=hidden[:n, :n])
+        assert torch.equal(found, expected[:, :, :n]), n
 
 
 def test_training_sees_the_same_as_prediction():

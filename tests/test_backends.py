@@ -44,8 +44,8 @@ def eager_flex(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def records(length: int = 70, rows: int = 7) -> Batch:
-    """Of up to ``length`` tokens, one of them [CLS] alone; a whole number of tiles wide."""
-    return random_batch(rows=rows, length=length, seed=length).widened(96)
+    """Of up to ``length`` tokens, one of them [CLS] alone."""
+    return random_batch(rows=rows, length=length, seed=length)
 
 
 def mixed(name: str, batch: Batch, reading: Reading, device: torch.device, dtype=torch.float32) -> list[torch.Tensor]:
@@ -96,7 +96,7 @@ def test_varlens_sequences_are_the_records_then_the_padding():
 def test_spans_are_what_the_reference_sees(kind):
     batch, reading = records(), READINGS[kind]
     heads = reading.relations or ("record",)
-    seen = lay_out(batch, reading, "padded").key_mask.expand(len(batch), len(heads), 96, 96)
+    seen = lay_out(batch, reading, "padded").key_mask.expand(len(batch), len(heads), *batch.mask.shape[1:] * 2)
     found, outline = spans(batch, reading), batch.outline
     begin = np.cumsum(outline.lengths) - outline.lengths
     for h, name in enumerate(heads):

@@ -13,9 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ehrsequencing.models.flat_attention import Bounds, Flat, Span
-
-TILE, LONG = 32, 256
-"""Block-causal records are packed in whole tiles, those above LONG in multiples of it where results must repeat."""
+from ehrsequencing.models.tiles import Groups, Tiles, grouped, in_groups
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Layout:
 
     *Padded*: [B, L], each row up to its own length real. *Packed*: one row of all T real tokens, longest record first,
     so that nothing is computed for padding; records of one length are attended in one call, without a mask.
-    Block-causal records are packed by length rounded up to whole tiles, one mask a length.
+    Block-causal records are packed likewise, but attended in whole tiles, one call and mask a number of tiles.
 
     Attributes:
         key_mask: [B, 1, 1, L], True at real tokens; [B, 1, L, L] where block-causal; None where no row is padded, or
@@ -78,20 +76,20 @@ class Layout:
         index: [T] the packed tokens' places in the flattened [B, L].
         shape: (B, L).
         visible: packed, where not every token sees all of its record: [records, 1 or heads, length, length] of each
-            group, True where the key may be seen.
+            group (of tiles, where there are any), True where the key may be seen.
         backend: who attends in it (``backends.BACKENDS``).
         flat: of a row that ends in padding, what its back-end needs to know.
-        exact: packed without any padding.
+        tiles: of a row attended in whole tiles, which ends in padding, too: where its tokens lie in them.
     """
 
     key_mask: Tensor | None
-    groups: tuple[tuple[int, int], ...]
+    groups: Groups
     index: Int[Tensor, " T"]
     shape: tuple[int, int]
     visible: tuple[Tensor, ...] = ()
     backend: str = "padded"
     flat: Flat | None = None
-    exact: bool = False
+    tiles: Tiles | None = None
 
     @classmethod
     def padded(cls, mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"] | None = None) -> Layout:
@@ -116,31 +114,21 @@ class Layout:
         """
         rows, width = mask.shape
         lengths, order = mask.sum(dim=1).sort(descending=True, stable=True)  # [B], [B]
-        distinct, counts = lengths.unique_consecutive(return_counts=True)
         places = order[:, None] * width + torch.arange(width, device=mask.device)  # [B,L]
         index = places[torch.arange(width, device=mask.device) < lengths[:, None]]  # [T]
-        groups = tuple(zip(counts.tolist(), distinct.tolist(), strict=True))
-        return cls(None, groups, index, (rows, width), backend="by_length", exact=True)
+        return cls(None, grouped(lengths), index, (rows, width), backend="by_length")
 
     @classmethod
     def block_causal(cls, mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"], *, repeatable: bool = True) -> Layout:
-        """The packed layout in which no token sees a later visit (L being a whole number of tiles).
+        """The packed layout in which no token sees a later visit.
 
         ``repeatable`` rounds lengths so that the same kernels work on a visit whatever follows it: then its result is
         the same to the bit. Rounding to tiles alone, as in training, is faster and the same to 1e-6.
         """
-        seen_from = _seen_from(mask, visit)
-        width = mask.shape[1]
-        wanted = [min(rounded(n, repeatable), width) for n in mask.sum(dim=1).tolist()]
-        lengths, order = torch.tensor(wanted).sort(descending=True, stable=True)  # [B], [B]
-        distinct, counts = lengths.unique_consecutive(return_counts=True)
-        groups = tuple(zip(counts.tolist(), distinct.tolist(), strict=True))
-        rows = order.split(counts.tolist())
-        index = torch.cat(
-            [(own[:, None] * width + torch.arange(n)).flatten() for own, (_, n) in zip(rows, groups, strict=True)]
-        )
-        visible = tuple(_visible(seen_from[own, :n]) for own, (_, n) in zip(rows, groups, strict=True))
-        return cls(None, groups, index, _shape(mask), visible, backend="by_length")
+        plain = cls.packed(mask)
+        tiles = Tiles.of(torch.tensor([n for rows, n in plain.groups for _ in range(rows)]), repeatable)
+        seen_from = tiles.numbers(visit.flatten()[plain.index], torch.iinfo(visit.dtype).max)
+        return replace(plain, visible=tuple(map(_visible, seen_from)), tiles=tiles)
 
     def related(
         self, mask: Bool[Tensor, "B L"], visit: Int[Tensor, "B L"], relations: Sequence[str], *, block_causal: bool
@@ -159,9 +147,10 @@ class Layout:
             real = mask[:, None, None, :] if self.key_mask is None else self.key_mask  # [B,1,1 or L,L]
             padded = ~mask[:, None, :, None]  # [B,1,L,1] what a padded query reads is meaningless, but must be finite
             return replace(self, key_mask=_related(place, relations) & real | padded)
-        sizes = [rows * length for rows, length in self.groups]
-        parts = zip(self.groups, place.flatten()[self.index].split(sizes), strict=True)
-        seen = [_related(part.view(group), relations) for group, part in parts]
+        own = place.flatten()[self.index]  # [T]
+        last = torch.iinfo(visit.dtype).max
+        parts = self.tiles.numbers(own, last) if self.tiles else in_groups(own, self.groups)
+        seen = [_related(part, relations) for part in parts]
         bases: Sequence[Tensor | bool] = self.visible or [True] * len(seen)
         return replace(self, visible=tuple(own & base for own, base in zip(seen, bases, strict=True)))
 
@@ -184,7 +173,7 @@ class Layout:
         return bool(self.groups) or self.flat is not None
 
     def pack(self, x: Shaped[Tensor, "B L *rest"]) -> Shaped[Tensor, "B2 L2 *rest"]:
-        """Padded to this layout: [1, T, …] where packed (zeros where a flat row pads), unchanged where padded."""
+        """Padded to this layout: [1, T, …] where packed (zeros where the row is longer), unchanged where padded."""
         return self._filled(x.flatten(0, 1).index_select(0, self.index))[None] if self.is_packed else x
 
     def unpack(self, x: Float[Tensor, "B2 L2 H"]) -> Float[Tensor, "B L H"]:
@@ -196,18 +185,9 @@ class Layout:
         return flat.view(rows, width, x.shape[-1])
 
     def _filled(self, x: Shaped[Tensor, T * rest]) -> Shaped[Tensor, S * rest]:
-        """With zeros to the size of a flat row."""
-        return x if self.flat is None else pad(x, (0, 0) * (x.ndim - 1) + (0, self.flat.size - len(x)))
-
-
-def rounded(length: int, repeatable: bool) -> int:
-    """A length in whole tiles; where results must repeat, above LONG in multiples of LONG.
-
-    >>> rounded(1, True), rounded(33, True), rounded(300, True), rounded(300, False)
-    (32, 64, 512, 320)
-    """
-    step = LONG if repeatable and length > LONG else TILE
-    return -(-length // step) * step
+        """With zeros to the size of the row."""
+        size = self.flat.size if self.flat else len(self.tiles.place) if self.tiles else len(x)
+        return x if size == len(x) else pad(x, (0, 0) * (x.ndim - 1) + (0, size - len(x)))
 
 
 def _visible(visit: Int[Tensor, "B L"]) -> Bool[Tensor, "B 1 L L"]:

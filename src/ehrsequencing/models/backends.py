@@ -25,7 +25,7 @@ class Backend:
 
     Attributes:
         fits: whether it is meant for records on a device, read in a way.
-        lay_out: the layout it attends in; the batch is a whole number of tiles wide where the reading is block-causal.
+        lay_out: the layout it attends in.
         attend: softmax(qkᵀ/√D)v within that layout.
     """
 
@@ -66,13 +66,18 @@ def _lay_by_length(batch: Batch, reading: Reading) -> Layout:
 
 
 def _by_length(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float | int) -> Tensor:
+    tiles = layout.tiles
+    groups = tiles.groups if tiles else layout.groups
     if dropout == 0 and q.dtype == torch.float32:
-        packed: Tensor = PackedAttention.apply(q, k, v, layout.groups, layout.biases)
+        packed: Tensor = PackedAttention.apply(q, k, v, groups, layout.biases, tiles)
         return packed
-    sizes = [rows * length for rows, length in layout.groups]
+    if tiles:
+        q, k, v = (tiles.spread(x) for x in (q, k, v))
+    sizes = [rows * length for rows, length in groups]
     masks: Sequence[Tensor | None] = layout.visible or [None] * len(sizes)
-    parts = zip(layout.groups, masks, q.split(sizes, dim=2), k.split(sizes, dim=2), v.split(sizes, dim=2), strict=True)
-    return torch.cat([_attend_group(group, mask, part, dropout) for group, mask, *part in parts], dim=2)
+    parts = zip(groups, masks, q.split(sizes, dim=2), k.split(sizes, dim=2), v.split(sizes, dim=2), strict=True)
+    mixed = torch.cat([_attend_group(group, mask, part, dropout) for group, mask, *part in parts], dim=2)
+    return tiles.gathered(mixed) if tiles else mixed
 
 
 def _attend_group(group: tuple[int, int], mask: Tensor | None, qkv: list[Tensor], dropout: float | int) -> Tensor:

@@ -19,11 +19,11 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
-from ehrsequencing.batches import Batch, widened
+from ehrsequencing.batches import Batch
 from ehrsequencing.device import compiled, compute_on, constant, device_of
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.models.architectures import architecture_of
-from ehrsequencing.models.attention import Layout, Reading, rounded
+from ehrsequencing.models.attention import Layout, Reading
 from ehrsequencing.models.backends import attend, lay_out
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.dropout import Dropout
@@ -97,7 +97,7 @@ class BEHRTEmbeddings(nn.Module):
 
         In training some of each record's codes may be hidden (``code_dropout``).
         """
-        given = None if self.given_content is None else layout.pack(widened(self.given_content, batch.code.shape[1]))
+        given = None if self.given_content is None else layout.pack(self.given_content)
         batch = self.shown(batch).laid(layout.pack)
         x = self.code_embedding(batch.code) if given is None else given  # [B2,L2,W]
         x = x + self._age(batch) + self._gap(batch)  # [B2,L2,W]
@@ -337,20 +337,18 @@ class BEHRTModel(BEHRTPreTrainedModel):
         return self.encoded(batch).pooled_visits()
 
     def _attended(self, batch: Batch, embed: Callable[[Batch, Layout], Tensor]) -> States:
-        """What ``embed`` makes of the batch (widened, where its layout needs it), through the blocks."""
-        width, causal = batch.mask.shape[1], self.config.attention == "block_causal"
+        """What ``embed`` makes of the batch, through the blocks."""
+        causal = self.config.attention == "block_causal"
         repeatable = causal and not self.training
-        if causal:
-            batch = batch.widened(rounded(width, repeatable))  # [B,L2]
         dropout = self.config.attention_dropout if self.training else 0.0
         layout = lay_out(batch, Reading(self.config.head_relations, causal, repeatable, dropout))
         channels = self.config.hidden_size // self.config.num_attention_heads
         turn = rotation(batch, channels, layout, block_causal=causal)
-        x = embed(batch, layout).to(self.norm.weight.dtype)  # [1,T,H] where packed, else [B,L2,H]; never in half
+        x = embed(batch, layout).to(self.norm.weight.dtype)  # [1,T,H] where packed, else [B,L,H]; never in half
         through = block_runner(compute_on(x.device).compiler)
         for layer in self.layers:
             x = through(layer, x, layout, turn)
-        return States(self.norm(x), layout, width)
+        return States(self.norm(x), layout)
 
 
 def encoder_class(config: BEHRTConfig) -> type[BEHRTModel]:

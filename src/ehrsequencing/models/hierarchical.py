@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ehrsequencing.batches import Batch, widened
+from ehrsequencing.batches import Batch
 from ehrsequencing.device import moved
 from ehrsequencing.models.attention import Layout
 from ehrsequencing.models.behrt import BEHRTEmbeddings, BEHRTModel, side_scale, sinusoids
@@ -204,7 +204,7 @@ class HierarchicalBEHRT(BEHRTModel):
         vectors = self.visit_pool(content, slot, visits.mask.numel()).unflatten(0, visits.mask.shape)  # [B,V,H]
 
         def embed(wide: Batch, layout: Layout) -> Tensor:
-            return layout.pack(widened(vectors, wide.mask.shape[1])) + self.embeddings.moments(wide, layout)
+            return layout.pack(vectors) + self.embeddings.moments(visits, layout)
 
         states = self._attended(visits, embed)
         place = moved(torch.from_numpy(batch.outline.places), slot.device)  # [T]

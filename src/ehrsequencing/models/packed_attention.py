@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Groups = tuple[tuple[int, int], ...]
+from ehrsequencing.models.tiles import Groups, Tiles
+
 Biases = Sequence[Tensor | None]
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -23,27 +24,38 @@ class PackedAttention(torch.autograd.Function):
     """softmax(qkᵀ/√D + bias)v within each record of [1, heads, T, D], records lying one after the other."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: Groups, biases: Biases) -> Tensor:
-        """[1, heads, T, D] in and out; ``biases`` (-inf where the key may not be seen) of each group, or None."""
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: Groups, biases: Biases, tiles: Tiles | None
+    ) -> Tensor:
+        """[1, heads, T, D] in and out; ``biases`` (-inf where the key may not be seen) of each group, or None.
+
+        With ``tiles`` the groups are theirs, and records are attended in them.
+        """
+        if tiles:
+            q, k, v = (tiles.spread(x) for x in (q, k, v))
         found = [
             _forward(*part, 0.0, False, attn_mask=bias)
             for *part, bias in zip(*(_records(x, groups) for x in (q, k, v)), biases, strict=True)
         ]
         mixed = _together([out for out, _ in found])  # [1,heads,T,D]
-        ctx.groups, ctx.biases = groups, biases
+        ctx.groups, ctx.biases, ctx.tiles = groups, biases, tiles
         ctx.save_for_backward(q, k, v, mixed, *(logsumexp for _, logsumexp in found))
-        return mixed
+        return tiles.gathered(mixed) if tiles else mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mixed, *logsumexps = ctx.saved_tensors
+        tiles: Tiles | None = ctx.tiles
+        if tiles:
+            gradient = tiles.emptied(tiles.spread(gradient))
         parts = (_records(x, ctx.groups) for x in (_rows(gradient), q, k, v, mixed))
         found = [
             _backward(*part, logsumexp, 0.0, False, attn_mask=bias)
             for *part, logsumexp, bias in zip(*parts, logsumexps, ctx.biases, strict=True)
         ]
-        return *(_together(list(part)) for part in zip(*found, strict=True)), None, None
+        gradients = [_together(list(part)) for part in zip(*found, strict=True)]
+        return *(tiles.gathered(x) if tiles else x for x in gradients), None, None, None
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -12,10 +12,8 @@ from torch.nn.functional import pad
 
 from ehrsequencing.device import moved
 from ehrsequencing.models.states import States
+from ehrsequencing.models.tiles import WHOLE_ROWS
 from ehrsequencing.outline import Outline
-
-WHOLE_ROWS = 16
-"""Matrix products over whole multiples of so many rows give a row the same bits however many rows there are."""
 
 
 class Encoded(ABC):

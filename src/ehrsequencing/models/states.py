@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ehrsequencing.models.attention import Layout
+from ehrsequencing.models.tiles import Groups, in_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,21 +21,19 @@ class States:
 
     Attributes:
         laid: in ``layout``: [1, T, H] where packed.
-        width: L; the layout may be wider.
     """
 
     laid: Float[Tensor, "B2 L2 H"]
     layout: Layout
-    width: int
 
     @cached_property
     def padded(self) -> Float[Tensor, "B L H"]:
         """What stands at padded places is finite and meaningless."""
-        return self.layout.unpack(self.laid)[:, : self.width]
+        return self.layout.unpack(self.laid)
 
     def at(self, places: Int[Tensor, " M"]) -> Float[Tensor, "M H"]:
         """Those of some places of the flattened [B, L], all of them real."""
-        if not self.layout.exact:
+        if not self.layout.groups:
             return self.padded.flatten(0, 1).index_select(0, places)
         index = self.layout.index  # [T]
         place = index.new_empty(self.layout.shape[0] * self.layout.shape[1])  # [BL]
@@ -43,9 +42,9 @@ class States:
 
     def pooled(self, mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B F"]:
         """First, mean and maximum over each row's real places (``mask``), concatenated: F = 3H."""
-        if not self.layout.exact:
+        if not self.layout.groups:
             return pool(self.padded, mask)
-        pooled: Tensor = _PoolPacked.apply(self.laid[0], self.layout.groups)
+        pooled: Tensor = _PoolPacked.apply(self.laid[0, : len(self.layout.index)], self.layout.groups)
         starts = _starts(self.layout.groups, pooled.device)  # [B]
         row = self.layout.index[starts] // self.layout.shape[1]  # [B]
         return torch.empty_like(pooled).index_copy(0, row, pooled)
@@ -59,13 +58,13 @@ def pool(hidden: Float[Tensor, "B L H"], mask: Bool[Tensor, "B L"]) -> Float[Ten
     return torch.cat([hidden[:, 0], mean, top], dim=-1)  # [B,3H]
 
 
-def _starts(groups: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+def _starts(groups: Groups, device: torch.device) -> Tensor:
     """Where each packed record begins, [B]."""
     lengths = _lengths(groups, device)
     return lengths.cumsum(dim=0) - lengths
 
 
-def _lengths(groups: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+def _lengths(groups: Groups, device: torch.device) -> Tensor:
     rows, lengths = (torch.tensor(part, device=device) for part in zip(*groups, strict=True))
     return lengths.repeat_interleave(rows)
 
@@ -74,8 +73,8 @@ class _PoolPacked(torch.autograd.Function):
     """``pool`` of records that lie one after the other in [T, H], in their order: [B, 3H]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, groups: tuple[tuple[int, int], ...]) -> Tensor:
-        own = [part.view(*group, -1) for part, group in zip(x.split([n * m for n, m in groups]), groups, strict=True)]
+    def forward(ctx: Any, x: Tensor, groups: Groups) -> Tensor:
+        own = in_groups(x, groups)
         tops = [part.max(dim=1) for part in own]  # [rows,H] each
         starts = _starts(groups, x.device)  # [B]
         mean = torch.cat([part.mean(dim=1) for part in own])  # [B,H]
