@@ -18,6 +18,7 @@ from ehrsequencing.cohort.attrition import Rule
 from ehrsequencing.cohort.rules import exclude_rules, index_rules, outcome_rules, require_rules
 from ehrsequencing.config import SplitConfig, TaskConfig, parse
 from ehrsequencing.events import MedsDataset
+from ehrsequencing.events import dataset as events_dataset
 from ehrsequencing.sources.synthea import convert_synthea
 from task_cases import CASES, Case
 
@@ -26,7 +27,25 @@ EHR_DATA = Path(os.environ.get("EHR_DATA", "../shared/data"))
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.key}: {case.name}")
 def test_case(case: Case, tmp_path: Path) -> None:
-    data, question = dataset(case.events, tmp_path / "meds"), task(**case.task)
+    assert_case(case, dataset(case.events, tmp_path / "meds"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.key}: {case.name}")
+def test_case_read_in_parts(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As data too large for memory are read: here every subject is a part of its own."""
+    data = dataset(case.events, tmp_path / "meds")
+    (whole,) = data.shards()
+    events = pl.read_parquet(whole)
+    whole.unlink()
+    for number, own in enumerate(events.partition_by("subject_id", maintain_order=True)):
+        own.write_parquet(whole.parent / f"{number}.parquet")
+    monkeypatch.setattr(events_dataset, "PART_EVENTS", 1)
+    assert len(data.parts()) == events["subject_id"].n_unique()
+    assert_case(case, data)
+
+
+def assert_case(case: Case, data: MedsDataset) -> None:
+    question = task(**case.task)
     calendar = parse(SplitConfig, case.split, "test").calendar
     cohort = build_cohort(data, question, calendar=calendar, visit_column=case.visit_column)
     assert_rows(cohort.table, case.labels)

@@ -282,7 +282,7 @@ def test_the_fast_rules_agree_with_the_plain_ones(
     question, by_subject = task(**settings), dict(enumerate([EVERY_CODE, *records]))
     expected, removed = reference.cohort(by_subject, question, by_column=by_column)
     events, column = as_events(by_subject), "stay" if by_column else None
-    asked = Question.of(events, question, visit_column=column, seed=0, follow_up=True)
+    asked = Question.of([events], question, visit_column=column, seed=0, follow_up=True)
     rows = label_rows(asked)
     plain = [(number, *astuple(label)) for number, labels in expected.items() for label in labels]
     assert rows.select(*KEYS, "event").rows() == [(number, at, event) for number, at, _, event in plain]

@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 
 from ehrsequencing import predictions
 from ehrsequencing.bundle import Bundle
-from ehrsequencing.cohort import prediction_rows, whole_records
-from ehrsequencing.config import InputConfig, ModelConfig, PretrainConfig, SimulateConfig, TokensConfig
+from ehrsequencing.cohort import build_cohort, eligible, prediction_rows, whole_records
+from ehrsequencing.config import (
+    IndexConfig,
+    InputConfig,
+    ModelConfig,
+    PretrainConfig,
+    SimulateConfig,
+    TokensConfig,
+    load_task,
+)
 from ehrsequencing.errors import EhrError
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.events import dataset as events_dataset
@@ -92,6 +100,31 @@ def test_a_part_has_the_columns_of_the_whole(dataset: MedsDataset, tmp_path) -> 
     together = pl.concat([part.scan().collect() for part in parts])
     assert together.sort(pl.all()).equals(whole.scan().collect().sort(pl.all()))
     assert together["visit_id"].null_count() < together.height
+
+
+def test_cohort_of_parts_is_that_of_the_whole(dataset: MedsDataset, tmp_path, monkeypatch) -> None:
+    """A label file names one patient whom nobody has recorded, and an age must have come by anybody's last record."""
+    task = load_task(dataset.root / "task.yaml")
+    rows = prediction_rows(dataset, task)
+    stranger = pl.DataFrame({"subject_id": [10**9], "prediction_time": [rows["prediction_time"].max()]}, rows.schema)
+    pl.concat([rows, stranger]).write_parquet(tmp_path / "labels.parquet")
+    tasks = [
+        task,
+        task.model_copy(update={"index": IndexConfig(labels=tmp_path / "labels.parquet")}),
+        task.model_copy(update={"index": IndexConfig(age=70)}),
+    ]
+    whole = [(build_cohort(dataset, each), eligible(dataset, each)) for each in tasks]
+    monkeypatch.setattr(events_dataset, "PART_EVENTS", 1_500)
+    assert len(dataset.parts()) > 3
+    for each, (cohort, (asked, attrition)) in zip(tasks, whole, strict=True):
+        found = build_cohort(dataset, each)
+        assert found.table.equals(cohort.table)
+        assert found.attrition.equals(cohort.attrition)
+        assert found.subgroups.equals(cohort.subgroups)
+        assert eligible(dataset, each)[0].equals(asked)
+        assert eligible(dataset, each)[1].equals(attrition)
+    assert whole[1][0].attrition.filter(rule="no records")["removed"].to_list() == [1]
+    assert whole[2][1][1].filter(rule="not reached")["removed"].item() > 0
 
 
 def test_tokens_of_parts_are_those_of_the_whole(dataset: MedsDataset, tmp_path, monkeypatch, in_parts) -> None:

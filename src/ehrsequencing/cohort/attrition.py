@@ -55,6 +55,13 @@ class Attrition:
         self.steps.append((name, _subjects(before) - people, people, why, before.height - after.height, after.height))
         return after
 
+    def add(self, parts: Sequence[Attrition]) -> None:
+        """The counts of groups that share no subject, each under the same rules, added up."""
+        for steps in zip(*(part.steps for part in parts), strict=True):
+            name, _, _, why, _, _ = steps[0]
+            removed, remaining, rows_removed, rows = (sum(step[at] for step in steps) for at in (1, 2, 4, 5))
+            self.steps.append((name, removed, remaining, why, rows_removed, rows))
+
     def table(self) -> pl.DataFrame:
         """``rule, removed, remaining, why, rows_removed, rows``, one row a rule; exact counts, for programs."""
         return pl.DataFrame(self.steps, schema=SCHEMA, orient="row")

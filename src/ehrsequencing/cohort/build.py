@@ -46,7 +46,7 @@ def build_cohort(
         raise EhrError(what, f"task {task.name}, split_by", "leave out one of the two", code=Exit.CONFIG)
     censor = None if calendar is None else midnight(calendar.held_out, "split.calendar.held_out")
     resolved = with_labels_beside(dataset, task)
-    question = Question.of(dataset.scan(), resolved, visit_column=visit_column, seed=split_seed, follow_up=True)
+    question = Question.of(_scans(dataset), resolved, visit_column=visit_column, seed=split_seed, follow_up=True)
     rows = label_rows(question, censor_before=censor)
     attrition = question.attrition
     _refuse_empty(rows, task, attrition)
@@ -99,10 +99,14 @@ def eligible(
         asked = task.model_copy(
             update={"index": IndexConfig(labels=labels), "predict_at": "index", "evaluate_at": None}
         )
-    question = Question.of(dataset.scan(), asked, visit_column=visit_column, seed=split_seed, follow_up=False)
+    question = Question.of(_scans(dataset), asked, visit_column=visit_column, seed=split_seed, follow_up=False)
     rows = label_rows(question)
     _refuse_empty(rows, task, question.attrition)
     return rows.select(KEYS), question.attrition.table()
+
+
+def _scans(dataset: MedsDataset) -> list[pl.LazyFrame]:
+    return [part.scan() for part in dataset.parts()]
 
 
 def with_labels_beside(dataset: MedsDataset, task: TaskConfig) -> TaskConfig:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import polars as pl
 
@@ -13,6 +14,7 @@ from ehrsequencing.cohort.attrition import Attrition
 from ehrsequencing.cohort.cut import ever_readable
 from ehrsequencing.cohort.index import earliest, index_times
 from ehrsequencing.cohort.known import as_known
+from ehrsequencing.cohort.labels import read_labels
 from ehrsequencing.cohort.predicates import compile_predicate, distinct_codes
 from ehrsequencing.cohort.times import days, midnight
 from ehrsequencing.config import FollowUpEnd, IndexConfig, Predicate, TaskConfig
@@ -28,6 +30,7 @@ class Question:
 
     Attributes:
         events: as recorded. ``known``: the same at the times they became known.
+        parts: the events again in groups that share no subject, which are read one after the other.
         codes: those that occur.
         visit_column: what a visit is; None: a calendar day.
         seed: draws the rows of ``{event: random}``.
@@ -38,6 +41,7 @@ class Question:
     task: TaskConfig
     events: pl.LazyFrame
     known: pl.LazyFrame
+    parts: Sequence[pl.LazyFrame]
     codes: Sequence[str]
     visit_column: str | None
     seed: int
@@ -46,12 +50,18 @@ class Question:
 
     @classmethod
     def of(
-        cls, events: pl.LazyFrame, task: TaskConfig, *, visit_column: str | None, seed: int, follow_up: bool
+        cls, parts: Sequence[pl.LazyFrame], task: TaskConfig, *, visit_column: str | None, seed: int, follow_up: bool
     ) -> Question:
+        events = pl.concat(parts)
         known = as_known(events, task.delay, visit_column)
-        question = cls(task, events, known, distinct_codes(events), visit_column, seed, follow_up)
+        question = cls(task, events, known, parts, distinct_codes(events), visit_column, seed, follow_up)
         question.refuse_unused_predicates()
         return question
+
+    def of_part(self, events: pl.LazyFrame) -> Question:
+        """The same asked of one of the parts, with a count of its own."""
+        known = as_known(events, self.task.delay, self.visit_column)
+        return replace(self, events=events, known=known, parts=(events,), attrition=Attrition())
 
     def predicate(self, predicate: Predicate, where: str) -> pl.Expr:
         place = f"task {self.task.name}, {where}"
@@ -73,13 +83,48 @@ def label_rows(question: Question, *, censor_before: dt.datetime | None = None) 
     """The rows that the rules leave (subject_id, prediction_time and the facts about them), sorted by both.
 
     With follow-up they carry ``duration`` (days) and ``event`` (0 censored, 1 the outcome, 2, … the competing events).
-    Rows before ``censor_before`` are followed up to it at most.
+    Rows before ``censor_before`` are followed up to it at most. Memory holds the facts of one part at a time.
     """
-    task, attrition = question.task, question.attrition
-    done = stages("reading events", 5)
-    moments = _moments(question)
+    parts = [question.of_part(events) for events in question.parts]
+    done = stages("reading events", 1 + 4 * len(parts))
+    people = _people(question)
     done()
-    people = subjects.landmarks(question.events, question.predicate(task.outcome, "outcome"))
+    found = [_label_part(part, own, censor_before, done) for part, own in zip(parts, people, strict=True)]
+    question.attrition.add([part.attrition for part in parts])
+    return pl.concat(found).sort(subjects.KEYS)
+
+
+class _People(NamedTuple):
+    """Whom a part is about.
+
+    Attributes:
+        facts: ``subjects.landmarks`` of those recorded, ``data_end`` being the last record of anybody in any part.
+        ids: theirs and, in the first part, those of a label file that are recorded nowhere.
+    """
+
+    facts: pl.DataFrame
+    ids: pl.DataFrame
+
+
+def _people(question: Question) -> list[_People]:
+    outcome = question.predicate(question.task.outcome, "outcome")
+    each = [subjects.landmarks(events, outcome) for events in question.parts]
+    everybody = pl.concat(each)
+    end = everybody["last_record"].max()
+    dated = [facts.with_columns(pl.lit(end, pl.Datetime("us")).alias("data_end")) for facts in each]
+    found = [_People(facts, facts.select("subject_id")) for facts in dated]
+    if question.task.index.labels is not None:
+        asked = read_labels(question.task.index.labels).select("subject_id").unique()
+        strangers = asked.join(everybody, on="subject_id", how="anti")
+        found[0] = _People(found[0].facts, pl.concat([found[0].ids, strangers]))
+    return found
+
+
+def _label_part(
+    question: Question, people: _People, censor_before: dt.datetime | None, done: Callable[[], None]
+) -> pl.DataFrame:
+    task, attrition = question.task, question.attrition
+    moments = _moments(question)
     done()
     visits = _visits(question)
     done()
@@ -91,7 +136,7 @@ def label_rows(question: Question, *, censor_before: dt.datetime | None = None) 
     rows = _with_events(rows, question, moments, censor_before)
     rows = attrition.apply(rows, rules.outcome_rules(task, follow_up=question.follow_up))
     done()
-    return (_with_outcome(rows, len(task.causes)) if question.follow_up else rows).sort(subjects.KEYS)
+    return _with_outcome(rows, len(task.causes)) if question.follow_up else rows
 
 
 def _moments(question: Question) -> dict[str, pl.DataFrame]:
@@ -126,16 +171,17 @@ def _visits(question: Question) -> pl.DataFrame:
 
 
 def _candidates(
-    question: Question, people: pl.DataFrame, moments: dict[str, pl.DataFrame], visits: pl.DataFrame
+    question: Question, people: _People, moments: dict[str, pl.DataFrame], visits: pl.DataFrame
 ) -> pl.DataFrame:
     """Everybody, once for each prediction_time (null: none), with ``recorded`` and ``index_time``."""
     task = question.task
 
     def times(name: str, index: IndexConfig) -> pl.DataFrame:
-        return index_times(index, people, moments.get(name, NO_MOMENTS), visits, question.seed)
+        found = index_times(index, people.facts, moments.get(name, NO_MOMENTS), visits, question.seed)
+        return found.join(people.ids, on="subject_id", how="semi", maintain_order="left")
 
     found = times("index", task.index)
-    everybody = people.with_columns(recorded=pl.lit(True))
+    everybody = people.facts.with_columns(recorded=pl.lit(True))
     if task.predict_at == "index":
         rows = everybody.join(found, on="subject_id", how="full", coalesce=True)
         return rows.with_columns(prediction_time="index_time").sort("subject_id", "index_time")

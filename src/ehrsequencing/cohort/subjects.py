@@ -16,10 +16,9 @@ VISIT = "_visit"
 
 
 def landmarks(events: pl.LazyFrame, outcome: pl.Expr) -> pl.DataFrame:
-    """``subject_id, birth, death, last_record, first_outcome, data_end``, null where there is none, sorted by subject.
+    """``subject_id, birth, death, first_outcome, last_record``, null where there is none, sorted by subject.
 
-    ``birth, death, first_outcome`` are the first such times (an outcome without a time is ``ALWAYS``), ``data_end`` the
-    last record of anybody.
+    ``birth, death, first_outcome`` are the first such times (an outcome without a time is ``ALWAYS``).
     """
     code, time = pl.col("code"), pl.col("time")
     columns = events.select(
@@ -31,8 +30,7 @@ def landmarks(events: pl.LazyFrame, outcome: pl.Expr) -> pl.DataFrame:
     )
     first = pl.col("birth", "death", "first_outcome").min()
     facts = columns.group_by("subject_id").agg(first, pl.col("last_record").max())
-    people = facts.collect(engine="streaming").sort("subject_id")
-    return people.with_columns(data_end=pl.col("last_record").max())
+    return facts.collect(engine="streaming").sort("subject_id")
 
 
 def first_known(known: pl.LazyFrame, predicates: Mapping[str, pl.Expr]) -> pl.DataFrame:
