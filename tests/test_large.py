@@ -25,7 +25,7 @@ from ehrsequencing.config import (
 from ehrsequencing.errors import EhrError
 from ehrsequencing.events import MedsDataset
 from ehrsequencing.events import dataset as events_dataset
-from ehrsequencing.inference import row_logits
+from ehrsequencing.inference import predict, predict_to_file, row_logits
 from ehrsequencing.predictions import Predictions
 from ehrsequencing.study import data as study_data
 from ehrsequencing.study.data import pretraining_records
@@ -303,3 +303,23 @@ def test_predictions_of_parts_are_those_of_the_whole(tmp_path, monkeypatch) -> N
             assert len(data.parts()) > 5
             assert row_logits(bundle, data, rows, row)[0] == name
             np.testing.assert_allclose(row_logits(bundle, data, rows, row)[1], whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_curves_are_made_for_some_rows_at_a_time(tmp_path, monkeypatch) -> None:
+    data = simulate(tmp_path / "sim", SimulateConfig(patients=300))
+    write_encoder(data.root, tmp_path / "encoder", max_steps=2)
+    write_bundle(data.root, data.root / "task.yaml", tmp_path / "b", encoder=tmp_path / "encoder", strategy="frozen")
+    predict(Bundle.load(tmp_path / "b"), data).write(tmp_path / "whole.parquet")
+    made, make = [], Predictions.from_logits
+    monkeypatch.setattr(predictions, "ROWS_AT_ONCE", 40)
+    monkeypatch.setattr(
+        Predictions,
+        "from_logits",
+        lambda logits, *rest, **about: made.append(len(logits)) or make(logits, *rest, **about),
+    )
+    written = predict_to_file(tmp_path / "b", data.root, tmp_path / "groups.parquet")
+    assert written.n == sum(made) > max(made) == 40
+    whole, groups = (Predictions.read(tmp_path / f"{name}.parquet") for name in ("whole", "groups"))
+    assert whole.to_frame().equals(groups.to_frame())
+    assert (whole.model, whole.cohort_fingerprint) == (groups.model, groups.cohort_fingerprint)

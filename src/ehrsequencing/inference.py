@@ -20,7 +20,7 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset, among
 from ehrsequencing.features import build_features
 from ehrsequencing.models.forward import hazard_logits, visit_logits
-from ehrsequencing.predictions import Predictions
+from ehrsequencing.predictions import Predictions, row_blocks, write_predictions
 from ehrsequencing.progress import tracked
 from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.tokens import Tokenizer, tokenize, tokenize_windows
@@ -56,14 +56,12 @@ def row_logits(
         task: whose rules say what may be read; None is the bundle's own.
     """
     name, _ = bundle.row(row)
-    found: list[Float64[np.ndarray, "m K *R"]] = []
-    order: list[Int64[np.ndarray, " m"]] = []
+    found = np.empty(0)
     for part, at in _by_part(dataset, rows):
-        found.append(_part_logits(bundle, part, rows[at], row, task or bundle.task))
-        order.append(at)
-    if len(found) == 1:
-        return name, found[0]
-    return name, np.concatenate(found)[np.argsort(np.concatenate(order))]
+        logits = _part_logits(bundle, part, rows[at], row, task or bundle.task)  # [m, K, *R]
+        found = found if found.size else np.empty((rows.height, *logits.shape[1:]))
+        found[at] = logits
+    return name, found
 
 
 def _by_part(dataset: MedsDataset, rows: pl.DataFrame) -> Iterator[tuple[MedsDataset, Int64[np.ndarray, " m"]]]:
@@ -200,14 +198,25 @@ def predict_to_file(
     if len({Path(place).resolve() for place in (bundle, *also)}) <= len(also):
         raise EhrError("a bundle is given twice", "--also", "name each bundle once", code=Exit.USAGE)
     loaded, dataset = Bundle.load(bundle), MedsDataset.open(meds)
+    used = loaded.row(row)[0]
     if also:
         predictions = predict_together([loaded, *map(Bundle.load, also)], dataset, labels=labels, row=row)
+        predictions.write(out)
+        n, model = len(predictions), predictions.model
     else:
-        predictions = predict(loaded, dataset, labels=labels, row=row)
-    predictions.write(out)
-    used = loaded.row(row)[0]
-    others = tuple(name for name in loaded.rows if name != used)
-    return PredictionsFile(Path(out), len(predictions), predictions.model, loaded.grid.tau, others)
+        n, model = _predict_in_groups(loaded, dataset, Path(out), labels, row), used
+    return PredictionsFile(Path(out), n, model, loaded.grid.tau, tuple(name for name in loaded.rows if name != used))
+
+
+def _predict_in_groups(bundle: Bundle, dataset: MedsDataset, out: Path, labels: Path | None, row: str | None) -> int:
+    """How many predictions were written. Hazards of everybody are in memory, curves of some at a time."""
+    rows = prediction_rows(dataset, bundle.task, labels, visit_column=bundle.tokenizer.config.visit_column)
+    name, logits = row_logits(bundle, dataset, rows, row)
+    blocks = row_blocks(rows.height)
+    write_predictions(
+        out, (to_predictions(logits[at], rows[at], bundle.grid, name, "", bundle.causes) for at in blocks)
+    )
+    return rows.height
 
 
 def _refuse_precious(out: Path, inputs: tuple[Path, ...]) -> None:

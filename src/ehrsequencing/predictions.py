@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -192,20 +192,7 @@ class Predictions:
 
     def write(self, path: Path | str) -> None:
         """Write parquet with the cohort's fingerprint and the model's name in its metadata; whole, or not at all."""
-        with staged_file(path) as draft:
-            metadata = {_FINGERPRINT: self.cohort_fingerprint, _MODEL: self.model}
-            if len(self) <= ROWS_AT_ONCE:
-                self.to_frame().write_parquet(draft, metadata=metadata)
-            else:
-                self._write_in_groups(draft, metadata)
-
-    def _write_in_groups(self, path: Path, metadata: dict[str, str]) -> None:
-        """The same table, a row group at a time: lists of all rows at once take several times the curves' memory."""
-        parts = (self.take(np.arange(len(self))[rows]).to_frame().to_arrow() for rows in _row_blocks(len(self)))
-        first = next(parts)
-        with pq.ParquetWriter(path, first.schema.with_metadata(metadata), compression="zstd") as file:
-            for part in itertools.chain([first], parts):
-                file.write_table(part)
+        write_predictions(path, (self.take(np.arange(len(self))[rows]) for rows in row_blocks(len(self))))
 
     @classmethod
     def read(cls, path: Path | str) -> Predictions:
@@ -234,7 +221,21 @@ class Predictions:
             raise EhrError(error.what, str(path), error.fix, code=Exit.BUNDLE) from None
 
 
-def _row_blocks(n: int) -> Iterator[slice]:
+def write_predictions(path: Path | str, groups: Iterable[Predictions]) -> None:
+    """The file of one model's predictions that come a group of rows at a time; whole, or not at all.
+
+    Lists of all rows at once take several times the curves' memory, and curves many times that of the hazards.
+    """
+    groups = iter(groups)
+    first = next(groups)
+    about = {_FINGERPRINT: first.cohort_fingerprint, _MODEL: first.model}
+    schema = first.to_frame().to_arrow().schema.with_metadata(about)
+    with staged_file(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as file:
+        for group in itertools.chain([first], groups):
+            file.write_table(group.to_frame().to_arrow())
+
+
+def row_blocks(n: int) -> Iterator[slice]:
     """Rows that are worked on together."""
     return (slice(begin, min(begin + ROWS_AT_ONCE, n)) for begin in range(0, max(n, 1), ROWS_AT_ONCE))
 
@@ -244,7 +245,7 @@ def _by_rows(function: Callable[[np.ndarray], np.ndarray], values: Float64[np.nd
     if len(values) <= ROWS_AT_ONCE:
         return function(values)
     found = np.empty(0)
-    for rows in _row_blocks(len(values)):
+    for rows in row_blocks(len(values)):
         part = function(values[rows])
         found = np.empty((len(values), *part.shape[1:])) if rows.start == 0 else found
         found[rows] = part
@@ -346,7 +347,7 @@ def _validate(found: Predictions, where: str) -> None:
 
 
 def _validate_curve(column: str, values: np.ndarray, direction: int, where: str) -> None:
-    blocks = [values[rows] for rows in _row_blocks(len(values))]
+    blocks = [values[rows] for rows in row_blocks(len(values))]
     bad, outside, wrong = sum(int((~np.isfinite(own)).sum()) for own in blocks), 0, 0
     for own in [] if bad else blocks:
         outside += int(((own < -TOLERANCE) | (own > 1 + TOLERANCE)).sum())
