@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehrsequencing import predictions
+from ehrsequencing import prediction_checks
 from ehrsequencing.bundle import Bundle
 from ehrsequencing.cohort import build_cohort, eligible, prediction_rows, whole_records
 from ehrsequencing.config import (
@@ -280,7 +280,7 @@ def test_many_predictions_are_made_and_written_in_groups_of_rows(causes, tmp_pat
         return Predictions.read(tmp_path / name)
 
     whole = made("whole.parquet")
-    monkeypatch.setattr(predictions, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(prediction_checks, "ROWS_AT_ONCE", 5)
     parts = made("parts.parquet")
     assert pl.read_parquet(tmp_path / "parts.parquet").equals(pl.read_parquet(tmp_path / "whole.parquet"))
     assert (parts.model, parts.cohort_fingerprint) == (whole.model, whole.cohort_fingerprint) == ("x", "y")
@@ -312,7 +312,7 @@ def test_curves_are_made_for_some_rows_at_a_time(tmp_path, monkeypatch) -> None:
     write_bundle(data.root, data.root / "task.yaml", tmp_path / "b", encoder=tmp_path / "encoder", strategy="frozen")
     predict(Bundle.load(tmp_path / "b"), data).write(tmp_path / "whole.parquet")
     made, make = [], Predictions.from_logits
-    monkeypatch.setattr(predictions, "ROWS_AT_ONCE", 40)
+    monkeypatch.setattr(prediction_checks, "ROWS_AT_ONCE", 40)
     monkeypatch.setattr(
         Predictions,
         "from_logits",

@@ -20,7 +20,8 @@ from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.events import MedsDataset, among
 from ehrsequencing.features import build_features
 from ehrsequencing.models.forward import hazard_logits, visit_logits
-from ehrsequencing.predictions import Predictions, row_blocks, write_predictions
+from ehrsequencing.prediction_checks import row_blocks
+from ehrsequencing.predictions import Predictions, write_predictions
 from ehrsequencing.progress import tracked
 from ehrsequencing.timegrid import TimeGrid
 from ehrsequencing.tokens import Tokenizer, tokenize, tokenize_windows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,20 @@ from ehrsequencing.cohort.labels import within_horizon
 from ehrsequencing.config import OUTCOME
 from ehrsequencing.errors import EhrError, Exit
 from ehrsequencing.files import staged_file
+from ehrsequencing.prediction_checks import (
+    CIF,
+    COLUMNS,
+    check_columns,
+    check_curve,
+    check_horizons,
+    check_incidences,
+    check_rows,
+    lists_of,
+    row_blocks,
+)
 from ehrsequencing.timegrid import TimeGrid
 
-TOLERANCE = 1e-6
-"""By how much survival may leave [0, 1] or rise: rounding of single-precision models."""
-SUM_TOLERANCE = 1e-4
-"""By how much survival and the cumulative incidences of all causes may miss 1 when added."""
-CIF = "cif_"
-"""Columns of cumulative incidence: this and the cause's name."""
-COLUMNS = ("subject_id", "prediction_time", "risk", "horizon_days", "survival")
-MAX_ID = 2**63 - 1
-ROWS_AT_ONCE = 50_000
-"""Rows of which curves are made, checked and written together."""
 _FINGERPRINT, _MODEL = "ehrsequencing.cohort_fingerprint", "ehrsequencing.model"
-_FIX = "write the file as docs describe: one row a subject and prediction_time, curves at the same rising horizons"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,12 @@ class Predictions:
     cif: Mapping[str, Float64[np.ndarray, "n m"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _validate(self, self.model or "predictions")
+        where = self.model or "predictions"
+        check_rows(self.subject_id, self.prediction_time, self.risk, where)
+        check_horizons(self.horizon_days, where)
+        check_curve("survival", self.survival, -1, where)
+        if self.cif:
+            check_incidences(self.cif, self.survival, where)
 
     def __len__(self) -> int:
         return len(self.subject_id)
@@ -204,8 +209,8 @@ class Predictions:
         path = Path(path)
         frame, metadata = _load(path)
         causes = [name.removeprefix(CIF) for name in frame.columns if name.startswith(CIF)]
-        frame = _require_columns(frame, [*COLUMNS, *(CIF + cause for cause in causes)], str(path))
-        horizons, curves = _curves(frame, str(path))
+        frame = check_columns(frame, [*COLUMNS, *(CIF + cause for cause in causes)], str(path))
+        horizons, curves = lists_of(frame, str(path))
         try:
             return cls(
                 subject_id=frame["subject_id"].cast(pl.Int64).to_numpy(),
@@ -235,15 +240,8 @@ def write_predictions(path: Path | str, groups: Iterable[Predictions]) -> None:
             file.write_table(group.to_frame().to_arrow())
 
 
-def row_blocks(n: int) -> Iterator[slice]:
-    """Rows that are worked on together."""
-    return (slice(begin, min(begin + ROWS_AT_ONCE, n)) for begin in range(0, max(n, 1), ROWS_AT_ONCE))
-
-
 def _by_rows(function: Callable[[np.ndarray], np.ndarray], values: Float64[np.ndarray, n * k]) -> np.ndarray:
     """``function`` of all rows, with what it needs on the way for some of them at once only."""
-    if len(values) <= ROWS_AT_ONCE:
-        return function(values)
     found = np.empty(0)
     for rows in row_blocks(len(values)):
         part = function(values[rows])
@@ -276,103 +274,6 @@ def _load(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
         raise EhrError("the file does not exist", str(path), "check the path", code=Exit.BUNDLE) from None
     except (OSError, pl.exceptions.PolarsError) as error:
         raise EhrError(f"not a parquet file: {error}", str(path), "write it as parquet", code=Exit.BUNDLE) from None
-
-
-def _problem(column: str, what: str, where: str) -> EhrError:
-    return EhrError(f"column '{column}': {what}", where, _FIX, code=Exit.BUNDLE)
-
-
-def _require_columns(frame: pl.DataFrame, columns: Sequence[str], where: str) -> pl.DataFrame:
-    """These columns alone, once their types are as expected."""
-    for column in columns:
-        if column not in frame.columns:
-            found = ", ".join(frame.columns)
-            raise EhrError(f"column '{column}' is missing (found: {found})", where, _FIX, code=Exit.BUNDLE)
-        dtype = frame.schema[column]
-        inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else None
-        good = {
-            "subject_id": dtype.is_integer(),
-            "prediction_time": isinstance(dtype, pl.Datetime) and dtype.time_zone is None,
-            "risk": dtype.is_numeric(),
-        }.get(column, inner is not None and inner.is_numeric())
-        if not good:
-            raise _problem(column, f"unexpected type {dtype}", where)
-        if column == "subject_id" and frame.height and int(frame[column].max() or 0) > MAX_ID:  # type: ignore[arg-type]
-            raise _problem(column, "ids beyond 64 signed bits", where)
-        nulls = frame[column].null_count()
-        if nulls:
-            raise _problem(column, f"{nulls} values are missing", where)
-    return frame.select(columns)
-
-
-def _curves(frame: pl.DataFrame, where: str) -> tuple[Float64[np.ndarray, " m"], dict[str, Float64[np.ndarray, "n m"]]]:
-    """The horizons all rows share, and the curves at them; refused where lists differ in length, horizons in value."""
-    names = [name for name in frame.columns if name == "survival" or name.startswith(CIF)]
-    lists = frame.select(pl.col("horizon_days", *names).cast(pl.List(pl.Float64)))
-    lengths = lists["horizon_days"].list.len()
-    if lengths.n_unique() > 1:
-        raise _problem("horizon_days", f"lists of {lengths.n_unique()} different lengths", where)
-    for name in names:
-        unequal = int((lists[name].list.len() != lengths).sum())
-        if unequal:
-            raise _problem(name, f"{unequal} lists are not as long as horizon_days", where)
-    shape = (frame.height, int(lengths[0]) if frame.height else 0)
-    tables = {}
-    for name in lists.columns:
-        flat = lists[name].explode(empty_as_null=False)
-        if flat.null_count():
-            raise _problem(name, f"{flat.null_count()} values are missing", where)
-        tables[name] = flat.to_numpy().reshape(shape)
-    horizons = tables.pop("horizon_days")
-    if frame.height and not (np.isfinite(horizons).all() and (horizons == horizons[0]).all()):
-        raise _problem("horizon_days", "expected the same finite horizons in every row", where)
-    return horizons[0] if frame.height else np.zeros(0), tables
-
-
-def _validate(found: Predictions, where: str) -> None:
-    keys = pl.DataFrame({"subject": found.subject_id, "time": found.prediction_time.astype("datetime64[us]")})
-    repeated = keys.height - keys.n_unique()
-    if repeated:
-        raise _problem("subject_id", f"{repeated} rows repeat a subject at the same prediction_time", where)
-    if np.isnat(found.prediction_time).any():
-        raise _problem("prediction_time", "missing times", where)
-    if not np.isfinite(found.risk).all():
-        raise _problem("risk", f"{int((~np.isfinite(found.risk)).sum())} values are NaN or infinite", where)
-    horizons = found.horizon_days
-    if not (np.isfinite(horizons).all() and (np.diff(horizons, prepend=0.0) > 0).all()):
-        raise _problem("horizon_days", "expected finite, strictly increasing days above 0", where)
-    _validate_curve("survival", found.survival, -1, where)
-    if found.cif:
-        _validate_cif(found, where)
-
-
-def _validate_curve(column: str, values: np.ndarray, direction: int, where: str) -> None:
-    blocks = [values[rows] for rows in row_blocks(len(values))]
-    bad, outside, wrong = sum(int((~np.isfinite(own)).sum()) for own in blocks), 0, 0
-    for own in [] if bad else blocks:
-        outside += int(((own < -TOLERANCE) | (own > 1 + TOLERANCE)).sum())
-        wrong += int((direction * np.diff(own, axis=1) < -TOLERANCE).any(axis=1).sum())
-    if bad:
-        raise _problem(column, f"{bad} values are NaN or infinite", where)
-    if outside:
-        raise _problem(column, f"{outside} values outside [0, 1]", where)
-    if wrong:
-        moves = "increase" if direction < 0 else "decrease"
-        raise _problem(column, f"{wrong} curves {moves} with the horizon", where)
-
-
-def _validate_cif(found: Predictions, where: str) -> None:
-    if OUTCOME not in found.cif:
-        raise _problem(CIF + OUTCOME, f"is missing beside {', '.join(CIF + cause for cause in found.cif)}", where)
-    for cause, values in found.cif.items():
-        if values.shape != found.survival.shape:
-            raise _problem(CIF + cause, "expected as many values as survival has", where)
-        _validate_curve(CIF + cause, values, 1, where)
-    missed = np.abs(sum(found.cif.values()) + found.survival - 1.0).max(axis=1, initial=0.0) > SUM_TOLERANCE
-    if missed.any():
-        names = ", ".join(CIF + cause for cause in found.cif)
-        what = f"with {names} {int(missed.sum())} rows do not add to 1: survival is of no event of any cause"
-        raise _problem("survival", what, where)
 
 
 def write_horizon_labels(
