@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from ehrsequencing.config import load_yaml
 from ehrsequencing.errors import EhrError, nearest
-from ehrsequencing.events import BIRTH, DEATH, MedsDataset, fill, hash_ids, parse_times, staged
+from ehrsequencing.events import BIRTH, DEATH, MedsDataset, among, fill, hash_ids, parse_times, staged
 from ehrsequencing.events.subjects import write_id_map
 from ehrsequencing.sources.blocks import Block, read_blocks
 from ehrsequencing.sources.conversion import (
@@ -204,21 +205,40 @@ def _clean(text: pl.Expr) -> pl.Expr:
 
 
 class _Subjects:
-    """The subjects met so far: their identifier in the source, and their number."""
+    """The subjects met so far: their identifier in the source and their number, which is its hash.
+
+    Blocks look them up in sorted arrays, so that a block costs what its own subjects cost, however many there are.
+    """
 
     def __init__(self) -> None:
-        self.table = pl.DataFrame(schema={"source": pl.String, "subject_id": pl.Int64})
+        self._met: list[pl.DataFrame] = []
+        self._numbers, self._marks = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
+
+    @property
+    def table(self) -> pl.DataFrame:
+        """``source, subject_id``."""
+        return pl.concat([pl.DataFrame(schema={"source": pl.String, "subject_id": pl.Int64}), *self._met])
 
     def join(self, rows: pl.DataFrame, column: str, where: str) -> pl.DataFrame:
         """The rows with ``subject_id``; whole numbers count as equal with and without ``.0``."""
         rows = rows.with_columns(_raw(column).str.replace(r"^(\d+)\.0+$", "${1}").alias("_source"))
-        sources = rows.select(source=pl.col("_source")).drop_nulls().unique(maintain_order=True)
-        new = sources.join(self.table, on="source", how="anti")["source"]
-        numbers = pl.Series("subject_id", hash_ids(new, where=where), dtype=pl.Int64)
-        self.table = pl.concat([self.table, pl.DataFrame([new, numbers])])
-        if len(new) and self.table["subject_id"].n_unique() < self.table.height:
+        sources = rows["_source"].drop_nulls().unique(maintain_order=True)
+        numbers = pl.Series(hash_ids(sources, where=where), dtype=pl.Int64)
+        own = pl.DataFrame({"source": sources, "subject_id": numbers})
+        self._meet(own, where)
+        return rows.join(own, left_on="_source", right_on="source", how="left", maintain_order="left")
+
+    def _meet(self, own: pl.DataFrame, where: str) -> None:
+        """Remember those not met before; a second hash of the identifier tells whether a number is one subject's."""
+        numbers, marks = own["subject_id"].to_numpy(), own["source"].hash().to_numpy()
+        known = among(numbers, self._numbers)
+        if (self._marks[np.searchsorted(self._numbers, numbers[known])] != marks[known]).any():
             raise EhrError("two identifiers have the same hash", where, "rename one of the identifiers")
-        return rows.join(self.table, left_on="_source", right_on="source", how="left", maintain_order="left")
+        new = own.with_columns(mark=marks).filter(~known).sort("subject_id")
+        at = np.searchsorted(self._numbers, new["subject_id"].to_numpy())
+        self._numbers = np.insert(self._numbers, at, new["subject_id"].to_numpy())
+        self._marks = np.insert(self._marks, at, new["mark"].to_numpy())
+        self._met.append(own.filter(~known))
 
 
 class _Once:
@@ -233,10 +253,12 @@ class _Once:
         rows = events.with_row_index("_at").with_columns(pl.col("time").cast(pl.String).fill_null("").alias("now"))
         good = rows.filter(_OK)
         first = good.unique(keys, keep="first", maintain_order=True)
-        new = first.join(self.said, on=keys, how="anti")
-        self.said = pl.concat([self.said, new.select(*keys, said="now")])
+        said = self.said.join(first, on=keys, how="semi")  # by this block's subjects: the fewer are looked up
+        new = first.join(said, on=keys, how="anti")
+        told_now = new.select(*keys, said="now")
+        self.said = pl.concat([self.said, told_now])
         fresh = pl.col("_at").is_in(new["_at"].implode())
-        told = rows.join(self.said, on=keys, how="left", maintain_order="left")
+        told = rows.join(pl.concat([said, told_now]), on=keys, how="left", maintain_order="left")
         again = _OK & ~fresh
         differs = pl.col("now") != pl.col("said")
         return told.with_columns(
