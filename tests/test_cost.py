@@ -86,6 +86,16 @@ def test_flat_records_cost_what_their_real_tokens_cost(size, monkeypatch):
     assert flops(model_of(size, relations=()), skewed()) > 3 * packed  # what the bound would catch
 
 
+@pytest.mark.parametrize("architecture", ["behrt", "hierarchical"])
+@pytest.mark.parametrize("training", [True, False])
+def test_block_causal_records_cost_no_more_outside_attention(architecture, training):
+    """They are attended in whole tiles; all else is computed for real tokens, or visits, alone."""
+    settings = {"architecture": architecture, "relations": ()}
+    both = [model_of("small", **settings, attention=mask).train(training) for mask in ("bidirectional", "block_causal")]
+    plain, causal = (flops(model, skewed()) for model in both)
+    assert causal < 1.03 * plain
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_the_hierarchical_encoder_costs_a_third_of_it(size):
     """Three tokens a visit: the blocks see a third of the places."""
