@@ -94,6 +94,18 @@ def test_lengths_repeat_on_this_processor():
         assert torch.equal(found, expected[:, :, :n]), n
 
 
+def test_lengths_are_tried_in_single_precision_whatever_is_usual_now():
+    usual = repeatable_lengths()
+    repeatable_lengths.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert repeatable_lengths() == usual
+    finally:
+        torch.set_default_dtype(torch.float32)
+        repeatable_lengths.cache_clear()
+
+
 def test_training_sees_the_same_as_prediction():
     """The faster rounding of training gives the same vectors."""
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -34,6 +35,9 @@ def test_case(case: Case, tmp_path: Path) -> None:
 def test_case_read_in_parts(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As data too large for memory are read: here every subject is a part of its own."""
     data = dataset(case.events, tmp_path / "meds")
+    calendar = parse(SplitConfig, case.split, "test").calendar
+    build = partial(build_cohort, task=task(**case.task), calendar=calendar, visit_column=case.visit_column)
+    expected = build(data)
     (whole,) = data.shards()
     events = pl.read_parquet(whole)
     whole.unlink()
@@ -41,6 +45,9 @@ def test_case_read_in_parts(case: Case, tmp_path: Path, monkeypatch: pytest.Monk
         own.write_parquet(whole.parent / f"{number}.parquet")
     monkeypatch.setattr(events_dataset, "PART_EVENTS", 1)
     assert len(data.parts()) == events["subject_id"].n_unique()
+    found = build(data)
+    assert found.fingerprint == expected.fingerprint
+    assert found.attrition.equals(expected.attrition)
     assert_case(case, data)
 
 

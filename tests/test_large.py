@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import replace
 
 import numpy as np
@@ -19,11 +20,13 @@ from ehrsequencing.config import (
     ModelConfig,
     PretrainConfig,
     SimulateConfig,
+    TaskConfig,
     TokensConfig,
     load_task,
+    parse,
 )
 from ehrsequencing.errors import EhrError
-from ehrsequencing.events import MedsDataset
+from ehrsequencing.events import MedsDataset, write_dataset
 from ehrsequencing.events import dataset as events_dataset
 from ehrsequencing.inference import predict, predict_to_file, row_logits
 from ehrsequencing.predictions import Predictions
@@ -125,6 +128,21 @@ def test_cohort_of_parts_is_that_of_the_whole(dataset: MedsDataset, tmp_path, mo
         assert eligible(dataset, each)[1].equals(attrition)
     assert whole[1][0].attrition.filter(rule="no records")["removed"].to_list() == [1]
     assert whole[2][1][1].filter(rule="not reached")["removed"].item() > 0
+
+
+def test_no_bit_of_a_duration_depends_on_how_many_rows_a_part_leaves(tmp_path, monkeypatch) -> None:
+    rng, begin = np.random.default_rng(0), dt.datetime(2012, 1, 1)
+    ends = [begin + dt.timedelta(days=400, microseconds=int(n)) for n in rng.integers(0, 10**14, 40)]
+    frames = [
+        pl.DataFrame({"subject_id": [i] * 2, "time": [begin, end], "code": ["A", "OUT" if i % 2 else "B"]})
+        for i, end in enumerate(ends)
+    ]
+    data = write_dataset(tmp_path / "meds", frames, name="odd times")
+    task = parse(TaskConfig, {"name": "t", "index": {"date": "2013-01-01"}, "outcome": {"code": "OUT"}}, "test")
+    whole = build_cohort(data, task)
+    monkeypatch.setattr(events_dataset, "PART_EVENTS", 1)
+    assert len(data.parts()) == 40
+    assert build_cohort(data, task).fingerprint == whole.fingerprint
 
 
 def test_tokens_of_parts_are_those_of_the_whole(dataset: MedsDataset, tmp_path, monkeypatch, in_parts) -> None:

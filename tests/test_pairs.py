@@ -147,6 +147,19 @@ def test_a_planted_order_is_found_and_nothing_else():
     assert found_in(1_500, 0.8, 1) == (Pair("before", "A", "B"),)
 
 
+def test_a_pair_that_says_the_same_is_not_taken_twice():
+    """A code that is always recorded with A orders B as A does: told by itself, it tells nothing beside the first."""
+    data, _, history = drawn(1_500, 0.8, 1)
+    twin = history.filter(pl.col("code") == "A").with_columns(code=pl.lit("TWIN"))
+    history = pl.concat([history, twin])
+    spec = FeatureSpec.fit(history, data.rows.filter(pl.col("split") == TRAIN), FeaturesConfig())
+    data = replace(data, features=build_features(history, data.rows, spec))
+    rows = searched_rows(data)
+    found = find_pairs(data, widespread(history, data.rows[rows], spec.config), rows, LinearPart.of(data))
+    assert len(found) == 1
+    assert {found[0].first, found[0].second} in ({"A", "B"}, {"TWIN", "B"})
+
+
 def test_where_nothing_is_to_be_found_hardly_anything_is():
     """Of 20 cohorts one at most is expected to give a pair; more than four have a chance of 0.3%."""
     assert sum(len(found_in(500, 0.0, seed)) > 0 for seed in range(20)) <= 4

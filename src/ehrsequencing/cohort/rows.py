@@ -91,7 +91,9 @@ def label_rows(question: Question, *, censor_before: dt.datetime | None = None) 
     done()
     found = [_label_part(part, own, censor_before, done) for part, own in zip(parts, people, strict=True)]
     question.attrition.add([part.attrition for part in parts])
-    return pl.concat(found).sort(subjects.KEYS)
+    rows = pl.concat(found)
+    rows = _with_outcome(rows, len(question.task.causes)) if question.follow_up else rows
+    return rows.sort(subjects.KEYS)
 
 
 class _People(NamedTuple):
@@ -136,7 +138,7 @@ def _label_part(
     rows = _with_events(rows, question, moments, censor_before)
     rows = attrition.apply(rows, rules.outcome_rules(task, follow_up=question.follow_up))
     done()
-    return _with_outcome(rows, len(task.causes)) if question.follow_up else rows
+    return rows
 
 
 def _moments(question: Question) -> dict[str, pl.DataFrame]:

@@ -10,14 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ehrsequencing.models.tiles import Groups, Tiles
+from ehrsequencing.models.tiles import Groups, Tiles, attend_here
 
 Biases = Sequence[Tensor | None]
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-"""What scaled_dot_product_attention itself calls on a CPU; called here, since a graph of views, splits and
-concatenations around each call costs as much as a short record's attention."""
+"""The kernels are called here, since a graph of views, splits and concatenations around each call costs as much as a
+short record's attention."""
 
 
 class PackedAttention(torch.autograd.Function):
@@ -34,7 +33,7 @@ class PackedAttention(torch.autograd.Function):
         if tiles:
             q, k, v = (tiles.spread(x) for x in (q, k, v))
         found = [
-            _forward(*part, 0.0, False, attn_mask=bias)
+            attend_here(*part, 0.0, False, attn_mask=bias)
             for *part, bias in zip(*(_records(x, groups) for x in (q, k, v)), biases, strict=True)
         ]
         mixed = _together([out for out, _ in found])  # [1,heads,T,D]

@@ -8,7 +8,6 @@ from functools import cache
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 TILE, LONG, WHOLE_ROWS = 32, 512, 16
 """Records are attended in whole tiles, those above LONG in multiples of it where results must repeat (torch's kernel
@@ -17,6 +16,8 @@ many rows there are."""
 PROBED = (8, 16, 32, 64, 128)
 """Channels of a head for which the lengths that repeat are looked for."""
 
+attend_here = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""What scaled_dot_product_attention itself calls on a CPU."""
 Groups = tuple[tuple[int, int], ...]
 """(records, length) of each distinct length, longest first."""
 
@@ -54,21 +55,16 @@ def repeatable_lengths() -> tuple[int, ...]:
     """Whole numbers of tiles up to LONG in which attention gives a query the same bits as among LONG keys.
 
     A product sums over keys in pieces, whose sizes depend on how many keys there are and on the processor: so it is
-    tried, once, on the processor at hand.
+    tried, once, on the processor at hand, in single precision.
     """
-    safe = set(range(TILE, LONG + 1, TILE))
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.full((LONG, LONG), -torch.inf).triu(1)  # later keys
+    safe, single, cpu = set(range(TILE, LONG + 1, TILE)), torch.float32, torch.device("cpu")
+    generator = torch.Generator(cpu).manual_seed(0)
+    hidden = torch.full((LONG, LONG), -torch.inf, dtype=single, device=cpu).triu(1)  # later keys
     for width in PROBED:
-        q, k, v = torch.randn(3, 1, 1, LONG, width, generator=generator)
-        among = {n: _attended((q, k, v), hidden, n) for n in safe}
+        qkv = torch.randn(3, 1, 1, LONG, width, generator=generator, dtype=single, device=cpu)
+        among = {n: attend_here(*qkv[:, :, :, :n], 0.0, False, attn_mask=hidden[:n, :n])[0] for n in safe}
         safe = {n for n, found in among.items() if torch.equal(found, among[LONG][:, :, :n])}
     return tuple(sorted(safe))
-
-
-def _attended(qkv: tuple[Tensor, Tensor, Tensor], hidden: Tensor, n: int) -> Tensor:
-    q, k, v = (x[:, :, :n] for x in qkv)
-    return scaled_dot_product_attention(q, k, v, attn_mask=hidden[:n, :n])
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +76,14 @@ class Tiles:
         source: [T2] the packed token at each place; where none stands, one of them.
         real: [T2] True where one stands.
         place: [S] where each packed token stands; S is T in whole multiples of WHOLE_ROWS, the last ones stand nowhere.
+        tokens: T.
     """
 
     groups: Groups
     source: Int[Tensor, " T2"]
     real: Bool[Tensor, " T2"]
     place: Int[Tensor, " S"]
+    tokens: int
 
     @classmethod
     def of(cls, lengths: Int[Tensor, " B"], repeatable: bool) -> Tiles:
@@ -100,7 +98,7 @@ class Tiles:
         source = (real.cumsum(dim=0) - 1).clamp_min(0)  # [T2]
         place = real.nonzero()[:, 0]  # [T]
         filling = place.new_zeros(-len(place) % WHOLE_ROWS)
-        return cls(grouped(whole), source, real, torch.cat([place, filling]))
+        return cls(grouped(whole), source, real, torch.cat([place, filling]), len(place))
 
     def numbers(self, x: Int[Tensor, " T"], filling: int) -> list[Int[Tensor, "rows length"]]:
         """A number a packed token in each group, ``filling`` where none stands."""
@@ -111,8 +109,10 @@ class Tiles:
         return _taken(x, self.source)
 
     def gathered(self, x: Shaped[Tensor, "1 heads T2 D"]) -> Shaped[Tensor, "1 heads S D"]:
-        """Rows in tiles, packed again; the last ones, which are no tokens, finite and meaningless."""
-        return _taken(x, self.place)
+        """Rows in tiles, packed again; the last ones, which are no tokens, zero."""
+        found = _taken(x, self.place)
+        found[:, :, self.tokens :] = 0
+        return found
 
     def emptied(self, x: Shaped[Tensor, "1 heads T2 D"]) -> Shaped[Tensor, "1 heads T2 D"]:
         """Rows in tiles, zero where no token stands."""
