@@ -50,5 +50,5 @@ def after_age(birth: pl.Expr, age_max: float) -> pl.Expr:
 
 
 def days(duration: pl.Expr) -> pl.Expr:
-    """A polars duration as days, float64."""
-    return duration.dt.total_microseconds() / US_PER_DAY
+    """A polars duration as days, float64: the same bits however many rows there are, which dividing would not give."""
+    return duration.dt.total_microseconds().cast(pl.Float64) * (1 / US_PER_DAY)
