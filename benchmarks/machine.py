@@ -9,6 +9,8 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
 from typing import Any
 
 
@@ -20,11 +22,9 @@ def environment(
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    here = str(Path(__file__).parent)
-    commit = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
         "date": dt.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "cpu": cpu,
         "bf16": any(flag in flags for flag in ("avx512_bf16", "amx_bf16")),
         "cores": os.cpu_count(),
@@ -35,6 +35,16 @@ def environment(
         "seed": seed,
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}"]),
     }
+
+
+def commit() -> str:
+    """Of the code, and whether it was changed since."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    changed = " with changes" if git("status", "--porcelain", "--", "src", "benchmarks/*.py") else ""
+    return git("rev-parse", "--short", "HEAD") + changed
 
 
 def sentence(about: dict[str, Any]) -> str:
