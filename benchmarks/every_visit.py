@@ -106,9 +106,10 @@ def race(architecture: str, turns: int) -> dict[str, Any]:
     return {"seconds": spent, "tokens": tokens, "longest": int(store.lengths.max())}
 
 
-def ratio(found: Mapping[str, Any], dear: str, cheap: str) -> float:
-    """Median of the turns' ratios."""
-    return float(np.median(np.array(found["seconds"][dear]) / np.array(found["seconds"][cheap])))
+def ratio(found: Mapping[str, Any], dear: str, cheap: str, digits: int = 1) -> str:
+    """Median of the turns' ratios, and the smallest and largest one."""
+    each = np.array(found["seconds"][dear]) / np.array(found["seconds"][cheap])
+    return f"{np.median(each):.{digits}f} ({each.min():.{digits}f}–{each.max():.{digits}f})"
 
 
 def tables(found: Mapping[str, Any]) -> str:
@@ -118,13 +119,13 @@ def tables(found: Mapping[str, Any]) -> str:
     lines = []
     for name, part in found["races"].items():
         tokens = part["tokens"]
-        lines.append([f"`{name}`", f"{ratio(part, ANEW, ONCE):.1f}", f"{tokens[ANEW] / tokens[ONCE]:.1f}"])
+        lines.append([f"`{name}`", ratio(part, ANEW, ONCE), f"{tokens[ANEW] / tokens[ONCE]:.1f}"])
     parts += [f"Hazards at every visit of {REENCODED} records:", readme.table(heads, lines)]
-    heads = ["µs a token", *PASSES]
-    lines = [
-        [f"`{name}`", *(f"{np.median(part['seconds'][key]) / part['tokens'][key] * 1e6:.0f}" for key in PASSES)]
-        for name, part in found["races"].items()
-    ]
+    heads = ["µs a token", *PASSES, "every visit, times index: training", "prediction"]
+    lines = []
+    for name, part in found["races"].items():
+        each = [f"{np.median(part['seconds'][key]) / part['tokens'][key] * 1e6:.0f}" for key in PASSES]
+        lines.append([f"`{name}`", *each, ratio(part, PASSES[1], PASSES[0], 2), ratio(part, PASSES[3], PASSES[2], 2)])
     parts += [f"One pass over {PATIENTS} records:", readme.table(heads, lines)]
     facts = next(iter(found["races"].values()))
     turns = len(facts["seconds"][ONCE])

@@ -259,7 +259,9 @@ def summary(found: Mapping[str, Any], name: str) -> dict[str, float]:
     result = {"tokens_per_second": float(np.median(tokens / spent))}
     for other in (REFERENCE, next(iter(VARIANTS))):
         if other in found["cpu"]:
-            result[f"times {other}"] = float(np.median(np.array(found["cpu"][other]) / spent))
+            each = np.array(found["cpu"][other]) / spent
+            result |= {f"times {other}": float(np.median(each)), f"least {other}": float(each.min())}
+            result[f"most {other}"] = float(each.max())
     if name in found["flops"]:
         per_turn = np.array(found["gemm"]).reshape(len(tokens), -1)
         rate = per_turn[:, list(found["cpu"]).index(name)]
@@ -276,8 +278,7 @@ def tables(found: Mapping[str, Any]) -> str:
         lines = []
         for name, figures in case["summary"].items():
             share = f"{figures['gemm_share']:.0%}" if "gemm_share" in figures else ""
-            keys = [f"times {other}" for other in (REFERENCE, written)]
-            times = [f"{figures[key]:.1f}" if key in figures else "" for key in keys]
+            times = [_ratio(figures, other) for other in (REFERENCE, written)]
             lines.append([name, f"{figures['tokens_per_second']:,.0f}", *times, share])
         heads = ["variant", "useful tokens a CPU second", "times the textbook, attention by torch"]
         heads += ["times the textbook, written out", "of GEMM"]
@@ -295,6 +296,14 @@ def tables(found: Mapping[str, Any]) -> str:
     rate = np.median([r for case in found["cases"].values() for r in case["gemm"]]) / 1e9
     parts += [f"GEMM rate at the time: {rate:.0f} GFLOP/s a thread (median). {sentence(found['environment'])}"]
     return "\n\n".join(parts)
+
+
+def _ratio(figures: Mapping[str, float], other: str) -> str:
+    """Median of the turns, and the range where they differ."""
+    if f"times {other}" not in figures:
+        return ""
+    least, median, most = (f"{figures[f'{name} {other}']:.1f}" for name in ("least", "times", "most"))
+    return median if least == most else f"{median} ({least}–{most})"
 
 
 def main(quick: bool) -> None:
