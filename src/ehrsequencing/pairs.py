@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float32, Int32, Int64, Integer
 
 NEVER = -1
 TOGETHER_DAYS = 365.0
-"""Decay of ``together``; the same wherever the column is made, from events or from tokens."""
+"""Decay of ``together``, from events as from tokens."""
 JOINED = 4_000_000
 """Entries that codes of one day, joined with themselves, may have at once: bounds memory."""
 

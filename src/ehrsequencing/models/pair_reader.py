@@ -22,8 +22,9 @@ PairIds = Sequence[str | int]
 
 
 def read_pairs(batch: Batch, pairs: Sequence[PairIds]) -> Float[Tensor, "B P"]:
-    """A column a pair, as ``pairs.pair_columns`` has them, a visit taking the place of a day; static tokens count for
-    none, and what lies before the first of ``max_tokens`` tokens is not seen.
+    """A column a pair, as ``pairs.pair_columns`` has them of events, but that a visit takes the place of a day, and the
+    time between visits that of all time: how long a stay lasted is not in a batch. Static tokens count for none, and
+    what lies before the first of ``max_tokens`` tokens is not seen.
     """
     dated = batch.mask & (batch.visit > 0)  # [B,L]
     columns = [READERS[str(kind)](batch, dated, int(a), int(b)) for kind, a, b in pairs]

@@ -21,7 +21,7 @@ Turn = tuple[Tensor, Tensor]
 
 
 def coordinates(batch: Batch, *, block_causal: bool = False) -> Float[Tensor, "B L 3"]:
-    """Where each token stands: its position, its visit, and days since the record's first visit.
+    """Where each token stands: its position, its visit, and days since the record's first visit, stays left out.
 
     ``[CLS]``, first in its row, stands at prediction_time: one visit and its own gap after the last visit, so that its
     distance to a token is how long ago that token was. Block-causal, it stands before the first visit, at the record's
