@@ -178,8 +178,8 @@ def _read(model: BEHRTModel, batch: Batch, name: str, monkeypatch) -> list[torch
     monkeypatch.setattr(backends, "fitting", lambda *_: name)
     model.zero_grad()
     encoded = model.encoded(batch)
-    causal = model.config.attention == "block_causal"
-    pooled = encoded.pooled_visits()[:, 0] if causal else encoded.pooled()
-    tokens = encoded.tokens()[batch.mask]
-    (tokens.square().mean() + pooled.square().mean()).backward()
-    return [tokens.detach(), pooled.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    read = [encoded.tokens()[batch.mask], encoded.at(batch.mask.flatten().nonzero()[:, 0]), encoded.pooled()]
+    if model.config.attention == "block_causal":
+        read.append(encoded.pooled_visits()[:, 0])
+    sum(part.square().mean() for part in read).backward()
+    return [*(part.detach() for part in read), *(p.grad for p in model.parameters() if p.grad is not None)]
