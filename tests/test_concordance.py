@@ -66,6 +66,18 @@ def test_compiled_sweep_its_twin_and_all_pairs_agree(n: int, compiled: None) -> 
         np.testing.assert_allclose(below_numpy(rank, group, weight), plain, atol=1e-12)
         ones = np.ones(n)
         np.testing.assert_array_equal(below(rank, group, ones), below_numpy(rank, group, ones))  # counts are exact
+        asks = np.random.default_rng(seed).random(n) < 0.5
+        np.testing.assert_array_equal(below(rank, group, ones, asks)[asks], below_numpy(rank, group, ones)[asks])
+
+
+def test_counts_beyond_single_precision_are_kept_in_double(compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    rank, group, ones = np.arange(5_000) % 17, np.arange(5_000), np.ones(5_000)
+    expected, seen, sweep_one = below_numpy(rank, group, ones), [], sweep.single_kernel()
+    monkeypatch.setattr(sweep, "single_kernel", lambda: lambda *given: seen.append(given[3].dtype) or sweep_one(*given))
+    for at_most, dtype in ((5_001, np.float32), (5_000, np.float64)):
+        monkeypatch.setattr(sweep, "EXACT_COUNTS", at_most)
+        np.testing.assert_array_equal(below(rank, group, ones), expected)
+        assert seen.pop() == dtype
 
 
 def test_without_numba_the_twin_runs(no_numba: None) -> None:

@@ -48,9 +48,9 @@ class Side:
         return cls(Order(rows, group, outcome[rows]), np.maximum.accumulate(np.where(fresh, np.arange(rows.size), 0)))
 
     def below(self, rank: np.ndarray, brought: np.ndarray) -> np.ndarray:
-        """``sweep.below`` of each member, in order; ``rank`` and ``brought`` are by row."""
-        rows, group, _ = self.order
-        return below(rank[rows], group, brought[rows])
+        """``sweep.below`` of each member, in order, 0 for those who do not ask; ``rank`` and ``brought`` are by row."""
+        rows, group, asks = self.order
+        return np.where(asks, below(rank[rows], group, brought[rows], asks), 0.0)
 
     def below_backwards(self, rank: np.ndarray, brought: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows, and ``below`` of each of them, in the order turned round."""
@@ -62,7 +62,7 @@ class Side:
         rows, group, asks = self.order
         total = np.zeros((*brought.shape[:-1], rows.size + 1))
         np.cumsum(brought[..., rows], axis=-1, dtype=np.float64, out=total[..., 1:])
-        first = np.searchsorted(group, group[asks], side="left")  # (q,)
+        first = np.flatnonzero(np.diff(group, prepend=-1))[group[asks]]  # (q,) where each one's group begins
         return total[..., first] - total[..., self.stratum_start[asks]]
 
 
@@ -126,7 +126,7 @@ class Pairs:
     def _one_stratum(self) -> bool:
         return bool((self.stratum == self.stratum[0]).all())
 
-    @property
+    @cached_property
     def competing(self) -> bool:
         """Whether anybody had a competing event."""
         return bool((self.event > 1).any())

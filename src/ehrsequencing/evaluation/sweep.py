@@ -17,29 +17,36 @@ COMPILED_FROM, COMPILED_WORK = 20_000, 1e9
 """Members, and pairs times resamples, from which compiled code pays for its import of half a second."""
 COLUMNS_AT_ONCE = 64
 """Resamples swept together: their sums fill a cache line or more, so that the tree is read once for all of them."""
+EXACT_COUNTS = 2**23
+"""Below so many, whole and half numbers are exact in float32, in which a tree takes half the room."""
 PAIRS_AT_ONCE = 8_000_000
 """Entries of a pair matrix held in memory at a time."""
 
 
 def below(
-    rank: Int64[np.ndarray, " n"], group: Int64[np.ndarray, " n"], weight: Float64[np.ndarray, " n"]
+    rank: Int64[np.ndarray, " n"],
+    group: Int64[np.ndarray, " n"],
+    weight: Float64[np.ndarray, " n"],
+    asks: Bool[np.ndarray, " n"] | None = None,
 ) -> Float64[np.ndarray, " n"]:
-    """For each member, the weight of lower rank in earlier groups, and half of that of equal rank.
+    """For each member who asks, the weight of lower rank in earlier groups, and half of that of equal rank.
 
     Args:
         rank: from 0 on.
         group: never falling.
         weight: brought by each member.
+        asks: who does; what stands for the others is meaningless. None: everybody.
 
     >>> below(np.array([1, 0, 2, 1]), np.array([0, 0, 1, 2]), np.ones(4)).tolist()
     [0.0, 0.0, 2.0, 1.5]
     """
-    sweep = kernel() if rank.size >= COMPILED_FROM else None
+    sweep = single_kernel() if rank.size >= COMPILED_FROM else None
     if sweep is None:
         return below_numpy(rank, group, weight)
-    everybody, sums = np.ones(rank.size, dtype=np.bool_), np.zeros((rank.size, 1))
-    sweep(np.arange(rank.size), group, everybody, rank, weight != 0, np.ascontiguousarray(weight)[:, None], sums)
-    return sums[:, 0]
+    counts = rank.size < EXACT_COUNTS and bool(((weight == 0) | (weight == 1)).all())
+    asks, sums = np.ones(rank.size, dtype=np.bool_) if asks is None else asks, np.zeros(rank.size)
+    sweep(group, asks, rank, weight.astype(np.float32 if counts else np.float64), sums)
+    return sums
 
 
 def below_numpy(
@@ -169,6 +176,12 @@ def kernel() -> Callable[..., Any] | None:
     return compiled(_sweep)
 
 
+@lru_cache(maxsize=1)
+def single_kernel() -> Callable[..., Any] | None:
+    """The compiled sweep of one column; None without numba."""
+    return compiled(_sweep_one)
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any] | None:
     """A function as machine code, kept on disk where there is a place for it; None without numba."""
     try:
@@ -214,3 +227,29 @@ def _sweep(rows, group, asks, rank, puts, weight, sums):  # noqa: C901
                     sums[q, c] += tree[r, c]
                 r -= r & -r
             q += 1
+
+
+@no_type_check
+def _sweep_one(group, asks, rank, weight, sums):
+    """``_sweep`` of one column ``weight`` (n,), members standing in order; ``sums`` (n,) is filled where one asks."""
+    top = rank.max() + 1
+    tree, equal = np.zeros(top + 1, weight.dtype), np.zeros(top, weight.dtype)
+    waiting = 0
+    for k in range(rank.size):
+        while group[waiting] < group[k]:
+            brought = weight[waiting]
+            if brought != 0:
+                r = rank[waiting]
+                equal[r] += brought
+                r += 1
+                while r <= top:
+                    tree[r] += brought
+                    r += r & -r
+            waiting += 1
+        if asks[k]:
+            r = rank[k]
+            found = 0.5 * equal[r]
+            while r > 0:
+                found += tree[r]
+                r -= r & -r
+            sums[k] = found
