@@ -10,8 +10,10 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from lifelines.utils import concordance_index
@@ -31,6 +33,8 @@ SIZES, SEED, TAU, REPEATS, QUADRATIC = (2_000, 20_000, 100_000), 0, 1_500.0, 5, 
 """Patients; of the data; days; runs of each; patients from which what looks at every pair runs once."""
 RESAMPLES, RESAMPLED = 1_000, 20_000
 LIBRARIES = ("ehrsequencing", "numpy", "numba", "lifelines", "scikit-survival")
+COMPILED = ((sweep, "kernel"), (sweep, "single_kernel"), (antolini, "kernel"), (roc, "kernel"))
+"""Where compiled code is asked for."""
 FAMILIES = ("concordance", "antolini", "auc", "errors")
 
 Outcome = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -62,14 +66,10 @@ def without_numba(call: Callable[[], Any]) -> Callable[[], Any]:
     """The same by the NumPy twins."""
 
     def twin() -> Any:
-        kept = [module.kernel for module in (sweep, antolini, roc)]
-        for module in (sweep, antolini, roc):
-            module.kernel = lambda: None
-        try:
+        with ExitStack() as stack:
+            for module, name in COMPILED:
+                stack.enter_context(patch.object(module, name, lambda: None))
             return call()
-        finally:
-            for module, kernel in zip((sweep, antolini, roc), kept, strict=True):
-                module.kernel = kernel
 
     return twin
 
