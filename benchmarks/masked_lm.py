@@ -27,7 +27,7 @@ from ehrsequencing.models.pretraining import BEHRTForMaskedLM, mask_tokens
 from ehrsequencing.tokens import N_SPECIAL, TokenStore
 from ehrsequencing.training.pacing import make_optimizer
 from ehrsequencing.training.pretrain import Mixture
-from ehrsequencing.training.pretraining_objectives import Training
+from ehrsequencing.training.pretraining_parts import Training
 
 N_CODES, SIZE, TURNS = 20_000, "small", 5
 BERT = "transformers' BertForMaskedLM, dynamic padding"

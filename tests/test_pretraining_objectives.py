@@ -30,7 +30,8 @@ from ehrsequencing.study.data import kept_from_outcomes
 from ehrsequencing.study.steps import pretrain as pretrain_dataset
 from ehrsequencing.study.steps import weights_of
 from ehrsequencing.training.pretrain import Mixture, pretrain
-from ehrsequencing.training.pretraining_objectives import OBJECTIVES, Training
+from ehrsequencing.training.pretraining_objectives import OBJECTIVES
+from ehrsequencing.training.pretraining_parts import Training
 from ehrsequencing.training.resume import Resume, StateStore
 from ehrsequencing.training.told import learned
 from interrupted import KillAfter, KilledError

@@ -25,7 +25,8 @@ from ehrsequencing.models.strategies import hold_still
 from ehrsequencing.tokens import N_SPECIAL, Tokenizer, TokenStore
 from ehrsequencing.training.futures import Moments, cut_after
 from ehrsequencing.training.loop import Epoch, Progress, Schedule, silent, train
-from ehrsequencing.training.pretraining_objectives import OBJECTIVES, Future, MicroBatch, Sum, Training, excluded_ids
+from ehrsequencing.training.pretraining_objectives import OBJECTIVES
+from ehrsequencing.training.pretraining_parts import Future, MicroBatch, Sum, Training, excluded_ids
 from ehrsequencing.training.resume import Resume, Snapshot, digest_of
 
 VALIDATION_SEED = 7

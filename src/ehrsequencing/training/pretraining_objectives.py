@@ -3,170 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, huber_loss
 
-from ehrsequencing.batches import Batch
-from ehrsequencing.config import PretrainConfig
 from ehrsequencing.device import compute_on, constant, device_of, moved, on_host
 from ehrsequencing.errors import EhrError
-from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.piecewise import marginal_log_rates, piecewise_nll, quantile_edges
-from ehrsequencing.models.pooling import Encoded
-from ehrsequencing.models.pretraining import IGNORE, BEHRTForMaskedLM, hits, selected
+from ehrsequencing.models.pretraining import IGNORE, hits, selected
 from ehrsequencing.models.pretraining_heads import NextVisitHead, SummaryHead, TimeToEventHead, ValueHead
-from ehrsequencing.tokens import N_SPECIAL, UNK, Tokenizer, TokenStore
+from ehrsequencing.tokens import Tokenizer
 from ehrsequencing.training.futures import (
-    Moments,
     frequent_codes,
     next_codes,
-    one_moment_a_row,
-    several_moments,
     visit_log_odds,
     waits,
 )
+from ehrsequencing.training.pretraining_parts import Future, MicroBatch, Term, Training
 from ehrsequencing.training.summaries import Summary, summarise
 
 SUMMARY_WEIGHTS, VALUE_WEIGHT = (0.5, 4.0, 4.0), 2.0
 """Of squared errors of log counts, last and first recency, and of standardised values, beside presence in nats."""
 FIT_ROWS = 5_000
 """Records at most from which the pieces and marginal rates of time-to-event are taken."""
-
-
-@dataclass(frozen=True, eq=False)
-class Training:
-    """What heads are made from: the training subjects' own records, how they are coded, and the settings.
-
-    Attributes:
-        predicted: which ids may be asked for by name: no special token, none of the excluded codes.
-        rows: of ``store``; the others are no training subjects'.
-    """
-
-    model: BEHRTForMaskedLM
-    store: TokenStore
-    config: PretrainConfig
-    seed: int
-    predicted: Bool[np.ndarray, " V"]
-    most_frequent: int
-    rows: Int64[np.ndarray, " m"]
-
-    @classmethod
-    def of(
-        cls,
-        model: BEHRTForMaskedLM,
-        store: TokenStore,
-        tokenizer: Tokenizer,
-        config: PretrainConfig,
-        seed: int,
-        rows: Int64[np.ndarray, " m"] | None = None,
-    ) -> Training:
-        """Of the given rows of ``store``; None is all of them."""
-        vocab = model.config.vocab_size
-        rows = np.arange(len(store)) if rows is None else rows
-        counts = store.code_counts(vocab, rows)[N_SPECIAL:]
-        predicted = np.arange(vocab) >= N_SPECIAL
-        excluded = excluded_ids(tokenizer, config.exclude_codes)
-        predicted[excluded] = False
-        return cls(model, store, config, seed, predicted, N_SPECIAL + int(counts.argmax()), rows)
-
-    @property
-    def sizes(self) -> BEHRTConfig:
-        """Of the encoder."""
-        return cast(BEHRTConfig, self.model.config)
-
-    @property
-    def causal(self) -> bool:
-        """Whether the encoder reads under the block-causal mask."""
-        return bool(self.sizes.attention == "block_causal")
-
-    @property
-    def most_visits(self) -> int:
-        """Of one record."""
-        groups = map(self.store.take, self.store.groups(self.rows))
-        return max((int(own.visit.max(initial=0)) for own in groups), default=0)
-
-    @property
-    def has_values(self) -> bool:
-        """Whether any token carries a value."""
-        return any(np.isfinite(own.value).any() for own in map(self.store.take, self.store.groups(self.rows)))
-
-    def moments(self, store: TokenStore, generator: np.random.Generator) -> Moments:
-        """After which visits the future is predicted: several of a record, or the one at which it is cut."""
-        if self.causal:
-            return several_moments(store, generator, self.config.visits_per_record)
-        return one_moment_a_row(store, generator)
-
-
-def excluded_ids(tokenizer: Tokenizer, codes: tuple[str, ...]) -> list[int]:
-    """The ids that the excluded codes are read as: their own, or that of the ancestor a rare code falls back to."""
-    ids = {tokenizer.encode(code) for code in codes}
-    return sorted(ids - {UNK})
-
-
-@dataclass(frozen=True, eq=False)
-class Future:
-    """Q moments in the whole rows of a store, and the encoder's pooled vector of what is known at each."""
-
-    store: TokenStore
-    moments: Moments
-    vectors: Float[Tensor, "Q F"]
-
-
-@dataclass(frozen=True, eq=False)
-class MicroBatch:
-    """One micro-batch after the encoder; what is not of the encoder is on the host.
-
-    Attributes:
-        batch: the records as they are before masking.
-        targets: the codes to guess, IGNORE elsewhere.
-        encoded: the records as the encoder read them masked.
-        days: before prediction_time (the cut), of every token; infinite where it has no time.
-        vectors: the pooled vector of each record (block-causal: of its last visit), where an objective asks for it.
-        future: where some objective predicts it.
-    """
-
-    batch: Batch
-    targets: Int[Tensor, "B L"]
-    encoded: Encoded
-    days: Float[Tensor, "B L"]
-    vectors: Float[Tensor, "B F"] | None = None
-    future: Future | None = None
-
-
-@dataclass
-class Term:
-    """A mean loss over ``count`` things guessed, and sums over them of figures for people."""
-
-    mean: Tensor
-    count: int
-    figures: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class Sum:
-    """Terms of several micro-batches together."""
-
-    total: Tensor = field(default_factory=lambda: torch.zeros(()))
-    count: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
-
-    def add(self, term: Term) -> None:
-        """Join a micro-batch; in double precision where nothing is learned from it."""
-        mean = term.mean if torch.is_grad_enabled() else term.mean.double()
-        self.total, self.count = self.total + mean * term.count, self.count + term.count
-        for name, value in term.figures.items():
-            self.figures[name] = self.figures.get(name, 0.0) + value
-
-    @property
-    def mean(self) -> Tensor:
-        """Over all of them; 0, without gradient, where there was none."""
-        return self.total / max(self.count, 1)
 
 
 Loss = Callable[[Training, nn.Module | None, MicroBatch], Term]
