@@ -34,12 +34,11 @@ def predict(bundle: Bundle, dataset: MedsDataset, *, labels: Path | None = None,
         labels: a MEDS label file that says whom to predict and when, instead of the task's own index.
         row: which of the bundle's rows; None is its default (the blend where there is one).
     """
-    return predict_rows(
-        bundle,
-        dataset,
-        prediction_rows(dataset, bundle.task, labels, visit_column=bundle.tokenizer.config.visit_column),
-        row,
-    )
+    return predict_rows(bundle, dataset, _asked_about(bundle, dataset, labels), row)
+
+
+def _asked_about(bundle: Bundle, dataset: MedsDataset, labels: Path | None) -> pl.DataFrame:
+    return prediction_rows(dataset, bundle.task, labels, visit_column=bundle.tokenizer.config.visit_column)
 
 
 def predict_rows(bundle: Bundle, dataset: MedsDataset, rows: pl.DataFrame, row: str | None = None) -> Predictions:
@@ -211,7 +210,7 @@ def predict_to_file(
 
 def _predict_in_groups(bundle: Bundle, dataset: MedsDataset, out: Path, labels: Path | None, row: str | None) -> int:
     """How many predictions were written. Hazards of everybody are in memory, curves of some at a time."""
-    rows = prediction_rows(dataset, bundle.task, labels, visit_column=bundle.tokenizer.config.visit_column)
+    rows = _asked_about(bundle, dataset, labels)
     name, logits = row_logits(bundle, dataset, rows, row)
     blocks = row_blocks(rows.height)
     write_predictions(

@@ -203,8 +203,8 @@ class HierarchicalBEHRT(BEHRTModel):
         content = self.embeddings(batch)  # [T,H]
         vectors = self.visit_pool(content, slot, visits.mask.numel()).unflatten(0, visits.mask.shape)  # [B,V,H]
 
-        def embed(wide: Batch, layout: Layout) -> Tensor:
-            return layout.pack(vectors) + self.embeddings.moments(visits, layout)
+        def embed(own: Batch, layout: Layout) -> Tensor:
+            return layout.pack(vectors) + self.embeddings.moments(own, layout)
 
         states = self._attended(visits, embed)
         place = moved(torch.from_numpy(batch.outline.places), slot.device)  # [T]

@@ -63,7 +63,7 @@ class Spill:
 
     def remove(self) -> None:
         """Delete the files."""
-        shutil.rmtree(self.folder, ignore_errors=not self.folder.exists())
+        shutil.rmtree(self.folder)
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"{shard}.arrows"
